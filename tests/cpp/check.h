@@ -90,6 +90,17 @@ void record_equal(const A& a, const B& b, const char* expression, const char* fi
            passed ? std::string() : std::string(expression) + "; left is " + describe(a) + ", right is " + describe(b));
 }
 
+// What the exception being handled says. To be called from a catch block.
+inline std::string describe_current_exception() {
+    try {
+        throw;
+    } catch (const std::exception& error) {
+        return std::string("threw \"") + error.what() + "\"";
+    } catch (...) {
+        return "threw something that is no std::exception";
+    }
+}
+
 // Runs `body` and records whether it threw an `Expected` whose message contains `part`.
 template <typename Expected, typename Body>
 void record_throw(Body&& body, std::string_view part, const char* expression, const char* file, int line) {
@@ -103,10 +114,8 @@ void record_throw(Body&& body, std::string_view part, const char* expression, co
             return;
         }
         outcome = "threw \"" + message + "\", which lacks \"" + std::string(part) + "\"";
-    } catch (const std::exception& error) {
-        outcome = std::string("threw another type: \"") + error.what() + "\"";
     } catch (...) {
-        outcome = "threw something that is no std::exception";
+        outcome = describe_current_exception();
     }
     record(false, file, line, std::string(expression) + "; it " + outcome);
 }
@@ -120,12 +129,9 @@ inline int run(std::string_view filter) {
         try {
             test.body();
         } catch (const RequirementFailed&) {
-        } catch (const std::exception& error) {
-            ++state().failures;
-            std::cerr << test.name << ": threw: " << error.what() << '\n';
         } catch (...) {
             ++state().failures;
-            std::cerr << test.name << ": threw something that is no std::exception\n";
+            std::cerr << test.name << ": " << describe_current_exception() << '\n';
         }
         if (state().failures != failures_before) std::cerr << "FAILED " << test.name << '\n';
     }
