@@ -1,0 +1,141 @@
+// The engine: load a .vimrt file once, run it from any number of threads.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "vimrt/planner.h"
+#include "vimrt/preprocess.h"
+#include "vimrt/tensor.h"
+
+namespace vimrt {
+
+struct EngineOptions {
+    std::string device = "auto";   // "auto", "cpu", "cuda" or "cuda:N"
+    std::optional<DType> dtype;    // storage of activations on the device; the CPU computes in F32 only
+    int threads = 0;               // CPU threads; 0: as many as the process may use
+    std::int64_t max_memory = 0;   // bytes of activations the engine may hold at a time; 0: no limit
+};
+
+struct Prediction {
+    std::string label;       // the file's label, or "class <index>" where it has none
+    float probability = 0;   // softmax over the logits
+    std::int64_t index = 0;
+};
+
+struct WeightInfo {
+    std::string name;
+    DType dtype = DType::F32;
+    Shape shape;
+};
+
+struct NodeInfo {
+    std::string op;
+    std::string name;
+    std::vector<std::string> inputs;
+    std::vector<std::string> outputs;
+};
+
+// What the file says of itself.
+struct ModelInfo {
+    std::string path;
+    int format_version = 0;
+    std::map<std::string, std::string> metadata;  // the file's, verbatim
+    Preprocessing preprocessing;
+    std::vector<std::string> labels;              // empty, or one for each class
+    std::vector<std::string> outputs;             // names for run(); the first is its default
+    std::vector<WeightInfo> weights;
+    std::vector<NodeInfo> nodes;
+    std::int64_t parameters = 0;                  // elements of all weights
+    std::int64_t weight_bytes = 0;                // as stored
+};
+
+struct ProgramStep {
+    std::string name;
+    std::vector<int> reads;   // indices into ProgramInfo::buffers
+    std::vector<int> writes;
+};
+
+struct ProgramBuffer {
+    std::string name;
+    std::int64_t size = 0;     // bytes
+    std::int64_t begin = 0;    // lives in steps [begin, end)
+    std::int64_t end = 0;
+    std::int64_t offset = -1;  // in the arena; -1 for inputs and outputs, which are the caller's
+};
+
+// The steps that really run for one input size, and where their buffers lie.
+struct ProgramInfo {
+    std::vector<ProgramStep> steps;
+    std::vector<ProgramBuffer> buffers;
+    std::int64_t peak = 0;         // bytes of the arena
+    std::int64_t lower_bound = 0;  // no placement needs less
+};
+
+struct RunOptions {
+    void* stream = nullptr;  // CUDA: enqueue here and return at once (outputs must be on the device); nullptr: wait for the result
+};
+
+// Immutable after construction; every method may be called from several threads at once.
+class VIMRT_API Engine {
+public:
+    // Throws FormatError for a bad file, DeviceError for a device that is not there, InvalidArgument for bad options.
+    explicit Engine(const std::string& path, const EngineOptions& options = {});
+    ~Engine();
+    Engine(Engine&&) noexcept;
+    Engine& operator=(Engine&&) noexcept;
+    Engine(const Engine&) = delete;
+    Engine& operator=(const Engine&) = delete;
+
+    const ModelInfo& info() const;
+    Device device() const;
+    std::string backend() const;  // for people: "cpu (AVX-512, 2 threads)"
+    DType dtype() const;
+    int threads() const;
+
+    // float32 (B, 3, H, W): taken as already normalised; any H and W the graph allows. uint8 (B, H, W, 3) or (H, W, 3):
+    // photographs, preprocessed by the file's recipe. Results are float32 on the input's device: logits (B, classes),
+    // features (B, D), tokens (B, T, D), or any value of the graph by its name. Throws InvalidArgument for a shape, dtype or
+    // name that does not fit, OutOfMemory where a single image passes the limit or the memory there is.
+    Tensor run(const Tensor& input) const;
+    std::vector<Tensor> run(const Tensor& input, std::span<const std::string> outputs) const;
+    // Writes into the caller's dense float32 tensors. For a float32 input of a size seen before, allocates nothing.
+    void run(const Tensor& input, std::span<const std::string> outputs, std::span<Tensor> results,
+             const RunOptions& options = {}) const;
+
+    // The shapes run() would return for this input. Throws as run() does.
+    std::vector<Shape> output_shapes(const Tensor& input, std::span<const std::string> outputs) const;
+
+    // The `top_k` most probable classes of one image, most probable first.
+    std::vector<Prediction> classify(const ImageView& image, int top_k = 5) const;
+    // The same from logits (classes,), as run() gives them.
+    std::vector<Prediction> top(std::span<const float> logits, int top_k = 5) const;
+
+    // Images of any sizes to one uint8 (B, rows, columns, 3) by the recipe, or by the recipe with another image_size;
+    // and the float32 (B, 3, rows, columns) that run() takes as already normalised.
+    Tensor preprocess(std::span<const ImageView> images, std::optional<std::array<std::int64_t, 2>> image_size = {}) const;
+
+    // Lowers and plans without running or allocating the arena.
+    ProgramInfo program(std::int64_t batch, std::int64_t height, std::int64_t width,
+                        std::span<const std::string> outputs = {}) const;
+
+    // Bytes: activations now held in arenas, and packed weights and tables on the device.
+    std::int64_t arena_bytes() const;
+    std::int64_t constant_bytes() const;
+
+private:
+    class Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+VIMRT_API std::string version();  // of the library, "0.1.0"
+
+// Where the value in a Program's "device" option may point: one line for each backend that this build and machine offer.
+VIMRT_API std::vector<std::string> available_devices();
+
+}  // namespace vimrt

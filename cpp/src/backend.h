@@ -1,0 +1,86 @@
+// What a device must offer. The core knows no device beyond this interface.
+//
+// The CPU backend is linked in; any other is a shared object of its own, libvimrt_<name>.so, found beside libvimrt and
+// loaded only when it is asked for (backend_registry.h), so that one build serves machines with and without the device.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lowering.h"
+#include "vimrt/tensor.h"
+
+namespace vimrt {
+
+// One operation of a Program.
+struct Step {
+    std::string name;
+    StepFunction function = nullptr;
+    std::unique_ptr<std::byte[]> parameters;  // a trivially copyable struct of the step's own
+    std::vector<BufferId> reads;
+    std::vector<BufferId> writes;
+};
+
+struct BackendOptions {
+    int device_index = 0;
+    int threads = 0;               // 0: as many as the process may use
+    std::optional<DType> dtype;    // storage of activations and weights; empty: the backend's choice for `file_dtype`
+    DType file_dtype = DType::F32; // of the file's matrices
+};
+
+// A Program made ready to run on its device, again and again, from one thread at a time.
+class Execution {
+public:
+    virtual ~Execution();
+    // `buffers` holds a device pointer per BufferId. The pointers may differ from run to run. With a stream the work
+    // is enqueued there and the call may return before it is done; without one it returns when the work is done.
+    virtual void run(void* const* buffers, void* stream) = 0;
+};
+
+class Backend {
+public:
+    virtual ~Backend();
+
+    virtual Device device() const = 0;
+    virtual std::string description() const = 0;  // for people: "AVX-512, 2 threads"
+    virtual DType dtype() const = 0;              // how activations are stored
+    virtual int threads() const = 0;
+    virtual std::size_t alignment() const = 0;    // of buffers in the arena, bytes, a power of two
+    // Images per slice that serve the caches best, at most `batch`, where one image needs `bytes_per_image` of arena.
+    virtual std::int64_t preferred_slice(std::int64_t batch, std::int64_t bytes_per_image) const = 0;
+
+    // Device memory. allocate() throws OutOfMemory saying how much was asked for and, where known, how much was free.
+    virtual void* allocate(std::size_t bytes) = 0;
+    virtual void deallocate(void* memory, std::size_t bytes) noexcept = 0;
+    // Copies between this device and the host, either way, or within the device; ordered on `stream` where given.
+    virtual void copy(void* to, const void* from, std::size_t bytes, void* stream) = 0;
+    virtual void synchronize(void* stream) = 0;
+    virtual bool host_accessible() const = 0;     // device memory may be read and written by the host directly
+
+    virtual bool supports(const std::string& op) const = 0;
+    // Emits the steps of graph node `node` and possibly of its successors; returns how many nodes that was.
+    virtual int lower(Lowering& lowering, int node) = 0;
+    // Emits a step that copies a matrix, so that a value the caller asked for leaves the arena as dense fp32.
+    virtual void lower_copy(Lowering& lowering, const Operand& source, const Operand& destination, std::int64_t rows,
+                            std::int64_t columns) = 0;
+    // The steps outlive the Execution.
+    virtual std::unique_ptr<Execution> prepare(const std::vector<Step>& steps) = 0;
+};
+
+namespace cpu {
+std::unique_ptr<Backend> create_backend(const BackendOptions& options);
+}
+
+// What a separately loaded backend exports with C linkage, as `vimrt_backend_entry`.
+struct BackendEntry {
+    int abi_version = 0;  // must equal backend_abi_version; both sides are built from one source tree
+    // Throws DeviceError where the device, its driver or a library is missing, saying which and how to get it.
+    std::unique_ptr<Backend> (*create)(const BackendOptions& options) = nullptr;
+};
+inline constexpr int backend_abi_version = 1;
+
+}  // namespace vimrt

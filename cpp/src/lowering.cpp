@@ -1,0 +1,297 @@
+#include "lowering.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+#include "operators.h"
+#include "program.h"
+#include "vimrt/error.h"
+#include "vimrt/planner.h"
+
+namespace vimrt {
+
+Execution::~Execution() = default;
+Backend::~Backend() = default;
+
+ConstantStore::~ConstantStore() {
+    for (const auto& [key, block] : blocks_) backend_.deallocate(block.memory, block.bytes);
+}
+
+const void* ConstantStore::get(const std::string& key, std::size_t bytes, void (*fill)(void*, const void*),
+                               const void* context) {
+    if (const auto found = blocks_.find(key); found != blocks_.end()) {
+        if (found->second.bytes != bytes) throw std::logic_error("two constants of different sizes share the key " + key);
+        return found->second.memory;
+    }
+    Block block{backend_.allocate(bytes), bytes};
+    try {
+        if (backend_.host_accessible()) {
+            fill(block.memory, context);
+        } else {
+            const auto staging = std::make_unique<std::byte[]>(bytes);
+            fill(staging.get(), context);
+            backend_.copy(block.memory, staging.get(), bytes, nullptr);
+        }
+        blocks_.emplace(key, block);
+    } catch (...) {
+        backend_.deallocate(block.memory, bytes);
+        throw;
+    }
+    bytes_ += static_cast<std::int64_t>(bytes);
+    return block.memory;
+}
+
+class LoweringImpl {
+public:
+    LoweringImpl(const Graph& graph, const Preprocessing& recipe, Backend& backend, ConstantStore& engine_constants,
+                 Program& program, const std::string& place)
+        : graph_(graph),
+          recipe_(recipe),
+          backend_(backend),
+          engine_constants_(engine_constants),
+          program_(program),
+          place_(place),
+          values_(infer_shapes(graph, program.key.batch, program.key.height, program.key.width, place)),
+          storage_(graph.value_names.size()),
+          last_reader_(graph.value_names.size(), -1),
+          readers_(graph.value_names.size(), 0) {
+        bind_input();
+        bind_outputs();
+    }
+
+    // Steps of the nodes, in order, each followed by copies of the outputs it produced.
+    void lower() {
+        mark_needed();
+        Lowering lowering(*this);
+        const int count = static_cast<int>(graph_.nodes.size());
+        for (int node = 0; node < count;) {
+            if (!needed_[static_cast<std::size_t>(node)]) {
+                ++node;
+                continue;
+            }
+            current_ = node;
+            const int taken = backend_.lower(lowering, node);
+            if (taken < 1 || node + taken > count) throw std::logic_error("a backend took no or too many nodes");
+            for (int i = node; i < node + taken; ++i) copy_outputs(lowering, i);
+            node += taken;
+        }
+    }
+
+    void plan() {
+        std::vector<BufferLifetime> lifetimes;
+        std::vector<std::size_t> planned;
+        for (std::size_t i = 0; i < program_.buffers.size(); ++i) {
+            const ProgramBufferRecord& buffer = program_.buffers[i];
+            if (buffer.kind != ProgramBufferRecord::Kind::Arena) continue;
+            if (buffer.begin < 0) throw std::logic_error("no step uses the buffer " + buffer.name);
+            lifetimes.push_back({buffer.size, buffer.begin, buffer.end});
+            planned.push_back(i);
+        }
+        PlanOptions options;
+        options.alignment = static_cast<std::int64_t>(backend_.alignment());
+        const MemoryPlan plan = plan_memory(lifetimes, options);
+        for (std::size_t i = 0; i < planned.size(); ++i) program_.buffers[planned[i]].offset = plan.offsets[i];
+        program_.peak = plan.peak;
+        program_.lower_bound = plan.lower_bound;
+    }
+
+    static std::size_t index(std::int32_t id) { return static_cast<std::size_t>(id); }
+
+    bool requested(ValueId value) const {
+        const auto& outputs = program_.key.outputs;
+        return std::find(outputs.begin(), outputs.end(), value) != outputs.end();
+    }
+
+    std::int64_t columns(ValueId value) const { return values_[index(value)].shape[-1]; }
+
+    std::int64_t rows(ValueId value) const {
+        const Shape& shape = values_[index(value)].shape;
+        return shape.elements() / std::max<std::int64_t>(shape[-1], 1);
+    }
+
+    Operand new_buffer(std::string name, std::int64_t elements, DType dtype, std::int64_t row_stride,
+                       ProgramBufferRecord::Kind kind = ProgramBufferRecord::Kind::Arena, int output = -1) {
+        ProgramBufferRecord record;
+        record.name = std::move(name);
+        record.kind = kind;
+        record.output = output;
+        if (__builtin_mul_overflow(elements, static_cast<std::int64_t>(size_of(dtype)), &record.size)) {
+            throw InvalidArgument(place_ + ": the value \"" + record.name + "\" would need more bytes than fit in 63 bits");
+        }
+        program_.buffers.push_back(std::move(record));
+        return {static_cast<BufferId>(program_.buffers.size() - 1), dtype, 0, row_stride};
+    }
+
+    Operand& storage(ValueId value) { return storage_[index(value)]; }
+
+    void use(const Operand& operand) {
+        ProgramBufferRecord& buffer = program_.buffers[index(operand.buffer)];
+        const auto step = static_cast<std::int64_t>(program_.steps.size()) - 1;
+        if (buffer.begin < 0) buffer.begin = step;
+        buffer.end = step + 1;
+    }
+
+    const Graph& graph_;
+    const Preprocessing& recipe_;
+    Backend& backend_;
+    ConstantStore& engine_constants_;
+    Program& program_;
+    const std::string& place_;
+    std::vector<ValueInfo> values_;
+    std::vector<Operand> storage_;    // by ValueId; buffer -1 while the value does not exist
+    std::vector<int> last_reader_;    // by ValueId: the last node that reads it, -1 for none
+    std::vector<int> readers_;        // by ValueId: how many inputs of nodes it is
+    std::vector<bool> needed_;        // by node
+    int current_ = 0;                 // the node being lowered
+
+private:
+    void bind_input() {
+        const Shape& shape = values_[index(graph_.input.value)].shape;
+        storage_[index(graph_.input.value)] = new_buffer(graph_.input.name, shape.elements(), program_.key.input_dtype,
+                                                         shape[-1], ProgramBufferRecord::Kind::Input);
+    }
+
+    void bind_outputs() {
+        for (std::size_t i = 0; i < program_.key.outputs.size(); ++i) {
+            const ValueId value = program_.key.outputs[i];
+            program_.output_shapes.push_back(values_[index(value)].shape);
+            destinations_.push_back(new_buffer(graph_.value_names[index(value)], rows(value) * columns(value), DType::F32,
+                                               columns(value), ProgramBufferRecord::Kind::Output, static_cast<int>(i)));
+        }
+    }
+
+    // Nodes whose results no requested output depends on are left out, and count as no readers.
+    void mark_needed() {
+        std::vector<bool> live(graph_.value_names.size(), false);
+        for (const ValueId value : program_.key.outputs) live[index(value)] = true;
+        needed_.assign(graph_.nodes.size(), false);
+        for (std::size_t i = graph_.nodes.size(); i-- > 0;) {
+            const Node& node = graph_.nodes[i];
+            needed_[i] = std::any_of(node.outputs_.begin(), node.outputs_.end(),
+                                     [&](ValueId value) { return live[index(value)]; });
+            if (needed_[i]) {
+                for (const ValueId value : node.inputs_) live[index(value)] = true;
+            }
+        }
+        std::fill(last_reader_.begin(), last_reader_.end(), -1);
+        std::fill(readers_.begin(), readers_.end(), 0);
+        for (std::size_t i = 0; i < graph_.nodes.size(); ++i) {
+            if (!needed_[i]) continue;
+            for (const ValueId value : graph_.nodes[i].inputs_) {
+                last_reader_[index(value)] = static_cast<int>(i);
+                ++readers_[index(value)];
+            }
+        }
+    }
+
+    void copy_outputs(Lowering& lowering, int node) {
+        for (const ValueId value : graph_.nodes[static_cast<std::size_t>(node)].outputs_) {
+            for (std::size_t i = 0; i < program_.key.outputs.size(); ++i) {
+                if (program_.key.outputs[i] != value) continue;
+                if (storage(value).buffer < 0) {
+                    throw std::logic_error("the requested value " + graph_.value_names[index(value)] + " was fused away");
+                }
+                backend_.lower_copy(lowering, storage(value), destinations_[i], rows(value), columns(value));
+            }
+        }
+    }
+
+    std::vector<Operand> destinations_;  // by requested output
+};
+
+int Lowering::node_count() const { return static_cast<int>(impl_.graph_.nodes.size()); }
+const Node& Lowering::node(int index) const { return impl_.graph_.nodes.at(static_cast<std::size_t>(index)); }
+const ValueInfo& Lowering::value(ValueId value) const { return impl_.values_[LoweringImpl::index(value)]; }
+DType Lowering::input_dtype() const { return impl_.program_.key.input_dtype; }
+const float* Lowering::input_mean() const { return impl_.recipe_.mean.data(); }
+const float* Lowering::input_std() const { return impl_.recipe_.std.data(); }
+int Lowering::threads() const { return impl_.backend_.threads(); }
+
+bool Lowering::feeds_only(ValueId value, int reader) const {
+    return impl_.readers_[LoweringImpl::index(value)] == 1 && impl_.last_reader_[LoweringImpl::index(value)] == reader &&
+           !impl_.requested(value);
+}
+
+bool Lowering::last_read_at(ValueId value, int index) const {
+    // The caller's input stays the caller's.
+    return value != impl_.graph_.input.value && impl_.last_reader_[LoweringImpl::index(value)] <= index;
+}
+
+Operand Lowering::read(ValueId value) {
+    const Operand operand = impl_.storage(value);
+    if (operand.buffer < 0) {
+        throw std::logic_error("the value " + impl_.graph_.value_names[LoweringImpl::index(value)] + " was never computed");
+    }
+    return operand;
+}
+
+Operand Lowering::write(ValueId value, DType dtype) {
+    const std::int64_t columns = impl_.columns(value);
+    return impl_.storage(value) = impl_.new_buffer(impl_.graph_.value_names[LoweringImpl::index(value)],
+                                                   impl_.rows(value) * columns, dtype, columns);
+}
+
+Operand Lowering::in_place(ValueId result, ValueId source) { return impl_.storage(result) = read(source); }
+
+void Lowering::view(ValueId part, ValueId whole, std::int64_t column) {
+    Operand operand = read(whole);
+    operand.offset += column;
+    impl_.storage(part) = operand;
+}
+
+Operand Lowering::scratch(std::size_t bytes) {
+    if (bytes > static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max())) fail(impl_.current_, "scratch too large");
+    return impl_.new_buffer(node(impl_.current_).name() + " scratch", static_cast<std::int64_t>(bytes), DType::U8, 0);
+}
+
+const void* Lowering::engine_constant(const char* key, std::size_t bytes, void (*fill)(void*, const void*),
+                                      const void* context) {
+    return impl_.engine_constants_.get(key, bytes, fill, context);
+}
+
+const void* Lowering::program_constant(const char* key, std::size_t bytes, void (*fill)(void*, const void*),
+                                       const void* context) {
+    return impl_.program_.constants.get(key, bytes, fill, context);
+}
+
+void Lowering::add_step(const char* name, StepFunction function, const void* parameters, std::size_t bytes,
+                        const Operand* reads, int read_count, const Operand* writes, int write_count) {
+    Step step;
+    step.name = name;
+    step.function = function;
+    step.parameters = std::make_unique<std::byte[]>(bytes);
+    std::memcpy(step.parameters.get(), parameters, bytes);
+    for (int i = 0; i < read_count; ++i) step.reads.push_back(reads[i].buffer);
+    for (int i = 0; i < write_count; ++i) step.writes.push_back(writes[i].buffer);
+    impl_.program_.steps.push_back(std::move(step));
+    for (int i = 0; i < read_count; ++i) impl_.use(reads[i]);
+    for (int i = 0; i < write_count; ++i) impl_.use(writes[i]);
+}
+
+void Lowering::fail(int node, const char* what) const {
+    throw InvalidArgument(impl_.place_ + ", node \"" + this->node(node).name() + "\": " + what);
+}
+
+ProgramInfo Program::describe() const {
+    ProgramInfo info;
+    for (const Step& step : steps) {
+        info.steps.push_back({step.name, {step.reads.begin(), step.reads.end()}, {step.writes.begin(), step.writes.end()}});
+    }
+    for (const ProgramBufferRecord& b : buffers) info.buffers.push_back({b.name, b.size, b.begin, b.end, b.offset});
+    info.peak = peak;
+    info.lower_bound = lower_bound;
+    return info;
+}
+
+std::unique_ptr<Program> lower_program(const Graph& graph, const Preprocessing& recipe, Backend& backend,
+                                       ConstantStore& engine_constants, ProgramKey key, const std::string& place) {
+    auto program = std::make_unique<Program>(backend, std::move(key));
+    LoweringImpl lowering(graph, recipe, backend, engine_constants, *program, place);
+    lowering.lower();
+    lowering.plan();
+    return program;
+}
+
+}  // namespace vimrt
