@@ -33,7 +33,7 @@ struct BackendOptions {
 };
 
 // A Program made ready to run on its device, again and again, from one thread at a time.
-class Execution {
+class VIMRT_API Execution {
 public:
     virtual ~Execution();
     // `buffers` holds a device pointer per BufferId. The pointers may differ from run to run. With a stream the work
@@ -41,7 +41,7 @@ public:
     virtual void run(void* const* buffers, void* stream) = 0;
 };
 
-class Backend {
+class VIMRT_API Backend {
 public:
     virtual ~Backend();
 

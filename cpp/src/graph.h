@@ -26,7 +26,7 @@ using ValueId = std::int32_t;
 
 // Accessors are out of line on purpose: kernel files are compiled once per instruction set and may emit no
 // code of the standard library that another instruction set's code would then be linked against.
-class Node {
+class VIMRT_API Node {
 public:
     const std::string& op() const;
     const std::string& name() const;

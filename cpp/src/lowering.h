@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "graph.h"
+#include "vimrt/export.h"
 
 namespace vimrt {
 
@@ -46,7 +47,7 @@ using StepFunction = void (*)(const void* parameters, const Frame& frame);
 
 class LoweringImpl;
 
-class Lowering {
+class VIMRT_API Lowering {
 public:
     explicit Lowering(LoweringImpl& impl) : impl_(impl) {}
 

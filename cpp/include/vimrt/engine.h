@@ -108,6 +108,10 @@ public:
     void run(const Tensor& input, std::span<const std::string> outputs, std::span<Tensor> results,
              const RunOptions& options = {}) const;
 
+    // Photographs of any sizes, preprocessed by the file's recipe, or by the recipe with another image_size.
+    std::vector<Tensor> run_images(std::span<const ImageView> images, std::span<const std::string> outputs = {},
+                                   std::optional<std::array<std::int64_t, 2>> image_size = {}) const;
+
     // The shapes run() would return for this input. Throws as run() does.
     std::vector<Shape> output_shapes(const Tensor& input, std::span<const std::string> outputs) const;
 
@@ -116,8 +120,7 @@ public:
     // The same from logits (classes,), as run() gives them.
     std::vector<Prediction> top(std::span<const float> logits, int top_k = 5) const;
 
-    // Images of any sizes to one uint8 (B, rows, columns, 3) by the recipe, or by the recipe with another image_size;
-    // and the float32 (B, 3, rows, columns) that run() takes as already normalised.
+    // Photographs of any sizes to the float32 (B, 3, rows, columns) that run() takes as already normalised.
     Tensor preprocess(std::span<const ImageView> images, std::optional<std::array<std::int64_t, 2>> image_size = {}) const;
 
     // Lowers and plans without running or allocating the arena.
@@ -129,13 +132,12 @@ public:
     std::int64_t constant_bytes() const;
 
 private:
+    std::vector<Tensor> run_prepared(const Tensor& pixels, std::span<const std::string> outputs) const;
+
     class Impl;
     std::unique_ptr<Impl> impl_;
 };
 
 VIMRT_API std::string version();  // of the library, "0.1.0"
-
-// Where the value in a Program's "device" option may point: one line for each backend that this build and machine offer.
-VIMRT_API std::vector<std::string> available_devices();
 
 }  // namespace vimrt
