@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
 def sha256_of(path: Path, progress: Callable[[int, int], None] | None = None) -> str:
     """The SHA-256 of a file in hexadecimal; `progress(done, total)` is called with bytes."""
     digest, done, total = hashlib.sha256(), 0, path.stat().st_size
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
             done += len(block)
@@ -91,7 +92,7 @@ def _check_readable(path: Path) -> None:
     if not path.exists():
         raise ExportError(f"{path}: there is no such file")
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             empty = not file.read(1)
     except OSError as error:
         raise ExportError(f"{path}: cannot be read: {error.strerror}") from error
@@ -122,7 +123,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             pass
     except SafetensorError as error:
         raise ExportError(f"{path.name}: is no safetensors file, or cut short or damaged: {error}") from error
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
@@ -151,7 +152,13 @@ def _load_pickle(path: Path) -> Any:
             f"{path.name}: reading {path.suffix} needs PyTorch: pip install 'vimrt[export]', "
             "or give the weights as .safetensors"
         ) from error
-    with open(path, "rb") as file:
+    # Below this, even the restricted unpickler could be made to run code (CVE-2025-32434).
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+        raise ExportError(
+            f"{path.name}: reading {path.suffix} needs PyTorch 2.6 or newer, not {torch.__version__}: "
+            "pip install --upgrade torch"
+        )
+    with path.open("rb") as file:
         start = file.read(64)
     is_zip = start.startswith(_ZIP_MAGIC)
     if not is_zip and not start.startswith(_PICKLE_MAGIC):
@@ -159,7 +166,8 @@ def _load_pickle(path: Path) -> Any:
             f"{path.name}: is no PyTorch checkpoint: it begins with {start[:16]!r}, expected a zip archive or a pickle"
         )
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PyTorch makes of a damaged file; the error below says it once
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # a damaged pickle can make the unpickler raise nearly anything
         raise _unreadable(path, str(error), is_zip) from error
@@ -170,8 +178,8 @@ def _unreadable(path: Path, message: str, is_zip: bool) -> ExportError:
     if names:
         return ExportError(
             f"{path.name}: refused, because reading it would run code: it names {', '.join(names)}. vimrt reads "
-            "tensors, containers and argparse.Namespace alone. If you trust the file's origin, save its state dict by itself "
-            "with PyTorch or safetensors and export that"
+            "tensors, containers and argparse.Namespace alone. If you trust the file's origin, save its state dict by "
+            "itself with PyTorch or safetensors and export that"
         )
     return ExportError(
         f"{path.name}: is no PyTorch checkpoint, or cut short or damaged; copy it again "

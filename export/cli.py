@@ -18,7 +18,7 @@ from rich.table import Table
 
 from . import convert
 from .convert import ExportReport, export_checkpoint
-from .verify import Engine, VerifyReport, verify
+from .verify import VerifyReport, verify
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -131,7 +131,9 @@ def add_verify_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     )
     parser.add_argument("--batch", type=_positive, default=1, metavar="N", help="number of images (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the random images (default: 0)")
-    parser.add_argument("--device", default="cpu", help="where the engine runs: cpu, cuda, ... (default: cpu)")
+    parser.add_argument(
+        "--device", default="auto", help="where the engine runs: auto, cpu, cuda or cuda:N (default: auto)"
+    )
     parser.add_argument(
         "--tolerance",
         type=float,
@@ -144,16 +146,13 @@ def add_verify_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 def parse_image_size(text: str) -> tuple[int, int]:
     """Rows and columns from "224" or "512x768". Raises argparse.ArgumentTypeError."""
-    rows, _, columns = text.lower().partition("x")
-    try:
-        size = int(rows), int(columns or rows)
-    except ValueError:
-        size = 0, 0
-    if min(size) < 1:
+    sides = text.lower().split("x")
+    size = [int(side) for side in sides if side.isdecimal() and int(side) > 0]
+    if len(size) != len(sides) or len(size) > 2:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no image size; give pixels such as 224, or rows x columns: 512x768"
         )
-    return size
+    return size[0], size[-1]
 
 
 def _positive(text: str) -> int:
@@ -191,18 +190,12 @@ def run_export(args: argparse.Namespace) -> int:
 
 def run_verify(args: argparse.Namespace) -> int:
     """Verifies as `args` say and prints the errors. Returns 0, or 1 where one is beyond the tolerance."""
-
-    def make_engine(path: Path) -> Engine:
-        import vimrt
-
-        engine: Engine = vimrt.Engine(path, device=args.device)
-        return engine
+    from .. import Engine
 
     report = verify(
         args.model,
         args.checkpoint,
-        make_engine=make_engine,
-        device=args.device,
+        engine=Engine(args.model, device=args.device),
         image_size=args.image_size,
         batch=args.batch,
         seed=args.seed,

@@ -7,12 +7,12 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from .. import __version__
 from .checkpoint import Checkpoint, read_checkpoint, sha256_of
 from .config import VimConfig
 from .errors import ExportError
@@ -138,7 +138,7 @@ def export_checkpoint(
         "preprocessing": _json(recipe.preprocessing(size)),
         "model": _json(_model(recognised, read)),
         "provenance": _json(
-            {"source": source.name, "source_sha256": source_sha256, "exporter": f"vimrt {version('vimrt')}"}
+            {"source": source.name, "source_sha256": source_sha256, "exporter": f"vimrt {__version__}"}
         ),
     }
     if names:
@@ -252,7 +252,7 @@ def _convert(
         converted[name] = tensor.to(target)
         if not tensor.is_finite():
             not_finite.append(Difference(name, _count_not_finite(tensor)))
-        elif not converted[name].is_finite():
+        elif converted[name] is not tensor and not converted[name].is_finite():
             largest = np.abs(tensor.values()).max()
             overflowing.append(Difference(name, f"reaches {largest:.6g}, beyond {_DTYPE_NAMES[target]}"))
         done += math.prod(tensor.shape)

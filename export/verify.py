@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,6 +29,11 @@ TOLERANCE_OTHERWISE = 2e-3
 
 class Engine(Protocol):
     """What verification needs of `vimrt.Engine`."""
+
+    @property
+    def device(self) -> str:
+        """Where it runs: "cpu" or another."""
+        ...
 
     def run(self, images: npt.NDArray[np.float32], outputs: Sequence[str]) -> Mapping[str, npt.NDArray[Any]]:
         """Values of the graph by name, for normalised images (batch, 3, height, width)."""
@@ -84,8 +89,7 @@ def verify(
     model: str | Path,
     checkpoint: str | Path,
     *,
-    make_engine: Callable[[Path], Engine],
-    device: str = "cpu",
+    engine: Engine | None = None,
     image_size: int | tuple[int, int] | None = None,
     batch: int = 1,
     seed: int = 0,
@@ -96,8 +100,7 @@ def verify(
     Args:
         model: the .vimrt file.
         checkpoint: the checkpoint it was exported from. The reference computes in fp32 with its weights as they are.
-        make_engine: makes the engine from the model's path.
-        device: where that engine runs, "cpu" or another; it decides the default tolerance.
+        engine: what runs the model; None is `vimrt.Engine(model)`.
         image_size: pixels, or rows and columns; None takes the file's.
         batch: number of images.
         seed: of the random images.
@@ -112,12 +115,14 @@ def verify(
     read = read_checkpoint(checkpoint_path, file.weights)
     check_tensors(checkpoint_path.name, read.tensors, file.config)
     size = _size(file, image_size)
+    if engine is None:
+        engine = _load_engine(model_path)
     if tolerance is None:
-        tolerance = TOLERANCE_FP32_CPU if file.dtype == "F32" and device == "cpu" else TOLERANCE_OTHERWISE
+        tolerance = TOLERANCE_FP32_CPU if file.dtype == "F32" and engine.device == "cpu" else TOLERANCE_OTHERWISE
     images = _random_images(batch, size, seed)
     expected = _reference(file.config, read, images)
     names = [name for name in _compared(file.config) if name in file.values and name in expected]
-    found = make_engine(model_path).run(images, outputs=names)
+    found = engine.run(images, outputs=names)
     return VerifyReport(
         model=model_path,
         checkpoint=checkpoint_path,
@@ -127,6 +132,12 @@ def verify(
         tolerance=tolerance,
         comparisons=tuple(_compare(name, found[name], expected[name], tolerance) for name in names),
     )
+
+
+def _load_engine(path: Path) -> Engine:
+    from .. import Engine as VimrtEngine
+
+    return VimrtEngine(path)
 
 
 def relative_error(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:

@@ -49,7 +49,7 @@ def write_safetensors(
     digest = hashlib.sha256(header)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with open(partial, "xb") as file:
+        with partial.open("xb") as file:
             file.write(header)
             done = 0
             for name in order:
@@ -58,7 +58,7 @@ def write_safetensors(
                     progress(done, total)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        partial.replace(path)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
