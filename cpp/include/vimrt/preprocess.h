@@ -25,7 +25,8 @@ struct ImageView {
 };
 
 // Resizes and crops `image` to `recipe.image_size` by the recipe, without normalising: `out` receives
-// rows x columns x 3 bytes. The resampling is Pillow's antialiased bicubic, equal to it bit by bit.
+// rows x columns x 3 bytes. The resampling is Pillow's antialiased bicubic, equal to it bit by bit; columns
+// come before rows always, as in Pillow before 13, which turns them round where only the height shrinks much.
 //
 // With (R, C) = round(image_size / crop), halves to even: an image of at least R:C's width is resized to R rows and
 // floor(R * columns / rows) columns, a narrower one to C columns and floor(C * rows / columns) rows, so that it just covers
