@@ -246,7 +246,7 @@ def _convert(
     converted: dict[str, Tensor] = {}
     not_finite: list[Difference] = []
     overflowing: list[Difference] = []
-    total, done = sum(math.prod(tensor.shape) for tensor in tensors.values()), 0
+    total, done = sum(tensor.nbytes for tensor in tensors.values()), 0
     for name, tensor in tensors.items():
         target = element if name.endswith(_MATRICES) else "F32"
         converted[name] = tensor.to(target)
@@ -255,7 +255,7 @@ def _convert(
         elif converted[name] is not tensor and not converted[name].is_finite():
             largest = np.abs(tensor.values()).max()
             overflowing.append(Difference(name, f"reaches {largest:.6g}, beyond {_DTYPE_NAMES[target]}"))
-        done += math.prod(tensor.shape)
+        done += tensor.nbytes
         if progress is not None:
             progress(done, total)
     raise_differences(f"{file}: has values that are NaN or infinite", {"not finite": not_finite})

@@ -6,6 +6,7 @@ or rounded here.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,11 @@ class Tensor:
     dtype: str
     shape: tuple[int, ...]
     data: npt.NDArray[Any] | None
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes; `dtype` must be one of `STORAGE`."""
+        return math.prod(self.shape) * STORAGE[self.dtype].itemsize
 
     def values(self) -> npt.NDArray[Any]:
         """The values as a floating-point array that NumPy can compute with; a copy for BF16 only."""

@@ -110,6 +110,7 @@ def verify(
         ExportError: a file cannot be read, the model was not written by `vimrt export`, or the checkpoint does not
             have its tensors.
     """
+    _require_packages()
     model_path, checkpoint_path = Path(model), Path(checkpoint)
     file = _ModelFile.read(model_path)
     read = read_checkpoint(checkpoint_path, file.weights)
@@ -132,6 +133,14 @@ def verify(
         tolerance=tolerance,
         comparisons=tuple(_compare(name, found[name], expected[name], tolerance) for name in names),
     )
+
+
+def _require_packages() -> None:
+    try:
+        import safetensors  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise ExportError(f"verify needs PyTorch and safetensors: pip install 'vimrt[export]' ({error})") from error
 
 
 def _load_engine(path: Path) -> Engine:

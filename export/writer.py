@@ -45,7 +45,7 @@ def write_safetensors(
     """
     order = sorted(tensors, key=lambda name: -_alignment(tensors[name]))
     header = _header({name: tensors[name] for name in order}, metadata)
-    total = sum(_size(tensor) for tensor in tensors.values())
+    total = sum(tensor.nbytes for tensor in tensors.values())
     digest = hashlib.sha256(header)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -73,17 +73,13 @@ def _write_tensor(file: IO[bytes], tensor: Tensor, digest: hashlib._Hash) -> int
     return data.nbytes
 
 
-def _size(tensor: Tensor) -> int:
-    return int(np.prod(tensor.shape, dtype=np.int64)) * STORAGE[tensor.dtype].itemsize
-
-
 def _alignment(tensor: Tensor) -> int:
     """The largest power of two, up to ALIGNMENT, that divides the tensor's size.
 
     The format allows no holes. With tensors in falling order of this number, each begins at a multiple of it: all
     whose size is a multiple of a cache line begin at one.
     """
-    size = _size(tensor)
+    size = tensor.nbytes
     return min(size & -size, ALIGNMENT) if size else ALIGNMENT
 
 
@@ -92,7 +88,7 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     begin = 0
     for name, tensor in tensors.items():
-        end = begin + _size(tensor)
+        end = begin + tensor.nbytes
         entries[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()

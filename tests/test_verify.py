@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +185,15 @@ def test_a_file_that_vimrt_did_not_export(files: tuple[Path, Path], tmp_path: Pa
             run_verify((tmp_path / name, files[1]), FakeEngine(CONFIG))
     with pytest.raises(ExportError, match=r"missing.vimrt: cannot be read"):
         run_verify((tmp_path / "missing.vimrt", files[1]), FakeEngine(CONFIG))
+
+
+@pytest.mark.parametrize("package", ["torch", "safetensors"])
+def test_a_missing_package_is_named_with_what_installs_it(
+    files: tuple[Path, Path], package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ExportError, match=rf"pip install 'vimrt\[export\]' \(.*{package}"):
+        run_verify(files, FakeEngine(CONFIG))
 
 
 def test_relative_error_is_the_l2_norm_of_the_difference_over_that_of_the_reference() -> None:
