@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,15 @@ VARIANTS: dict[str, tuple[VimConfig, dict[str, Any]]] = {
     "layer norm and layer scale": (replace(TINY, norm="layer", layer_scale=True), {}),
     "overlapping patches": (replace(TINY, stride=8), {"stride": 8}),
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On tensors this small PyTorch's threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
