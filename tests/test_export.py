@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
+
 from vimrt.export import ExportError, VimConfig, export_checkpoint
 from vimrt.export.tensor import Tensor
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+
 from vimrt.export import ExportError, export_checkpoint, read_checkpoint
 
 torch = pytest.importorskip("torch")

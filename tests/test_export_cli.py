@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors import safe_open
+
 from vimrt.export import Comparison, VerifyReport, VimConfig, cli
 from vimrt.export.cli import parse_image_size
 

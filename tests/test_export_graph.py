@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
+
 from vimrt.export import VimConfig, export_checkpoint
 
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
+
 from vimrt.export.reference import VisionMamba, random_images, random_state_dict, selective_scan  # noqa: E402
 
 Tensors = dict[str, Any]

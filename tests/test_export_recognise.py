@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from vimrt.export import Choices, ExportError, VimConfig, export_checkpoint, recognise
 from vimrt.export.config import VIM_BASE, VIM_SMALL, VIM_SMALL_STRIDE8, VIM_TINY, VIM_TINY_STRIDE8, expected_tensors
 from vimrt.export.report import check_tensors

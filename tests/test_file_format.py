@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors import safe_open
+
 from vimrt.export import VimConfig, export_checkpoint
 
 torch = pytest.importorskip("torch")

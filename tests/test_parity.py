@@ -113,9 +113,11 @@ def test_logits_are_the_references(name: str, tmp_path: Path) -> None:
     assert relative_error(engine.run(images), reference(images)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["tiny-224", "token-ends", "pool-mean", "layer-scale", "rope", "v1", "forward-only-mean"])
+@pytest.mark.parametrize(
+    "name", ["tiny-224", "token-ends", "pool-mean", "layer-scale", "rope", "v1", "forward-only-mean"]
+)
 def test_values_inside_are_the_references(name: str, tmp_path: Path) -> None:
-    """Every value that can be asked for is right, also those that fusion otherwise swallows, all at once and one by one."""
+    """Every value that can be asked for is right, also those that fusion swallows otherwise: together and alone."""
     config, (height, width), batch = VARIANTS[name]
     engine, reference = exported(config, 7, tmp_path)
     images = random_images(batch, height, width, 7)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from vimrt._vimrt import normalize, resize_and_crop
 
 Pixels = npt.NDArray[np.uint8]
@@ -120,7 +121,7 @@ def test_normalize_is_float32_arithmetic_channels_first() -> None:
     image = noise(50, 70)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     scaled = image.astype(np.float32) / np.float32(255)
-    expected = ((scaled - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1)
+    expected = ((scaled - np.array(mean, np.float32)) / np.array(std, np.float32)).transpose(2, 0, 1)
     result = normalize(image, mean=mean, std=std)
     assert result.dtype == np.float32 and result.flags.c_contiguous
     np.testing.assert_array_equal(result, expected)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from safetensors.torch import save_file
+
 from vimrt.export import ExportError, VerifyReport, VimConfig, export_checkpoint, verify
 from vimrt.export.verify import relative_error
 
