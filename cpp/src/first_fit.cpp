@@ -93,15 +93,6 @@ Placement first_fit(const Instance& instance, std::span<const std::int32_t> orde
     return result;
 }
 
-Placement greedy_by_size(const Instance& instance) {
-    std::vector<std::int32_t> order(instance.items.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
-        return instance.items[static_cast<std::size_t>(a)].size > instance.items[static_cast<std::size_t>(b)].size;
-    });
-    return first_fit(instance, order, Gap::Lowest);
-}
-
 Placement best_first_fit(const Instance& instance, Placement start, std::int64_t goal, Clock::time_point deadline) {
     Placement best = std::move(start);
     for (const Keys& keys : ordering_keys(instance)) {

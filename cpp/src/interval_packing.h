@@ -42,9 +42,6 @@ enum class Gap : std::uint8_t { Lowest, Tightest };
 // Places the items one by one in the given order (a permutation of their indices).
 Placement first_fit(const Instance& instance, std::span<const std::int32_t> order, Gap gap);
 
-// Largest first into the lowest gap: the classic that no plan may lose to.
-Placement greedy_by_size(const Instance& instance);
-
 // The best of several constructive orders; `start` where none is better. Stops early at `goal` or at the deadline.
 Placement best_first_fit(const Instance& instance, Placement start, std::int64_t goal, Clock::time_point deadline);
 

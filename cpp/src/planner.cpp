@@ -6,6 +6,7 @@
 #include <bit>
 #include <iterator>
 #include <map>
+#include <numeric>
 #include <string>
 #include <utility>
 
@@ -127,6 +128,18 @@ std::vector<Component> split_into_components(std::span<const BufferLifetime> buf
     return components;
 }
 
+// Largest first into the lowest gap; equal sizes in the caller's order.
+packing::Placement greedy_by_size(const Component& component) {
+    std::vector<std::int32_t> order(component.buffers.size());
+    std::iota(order.begin(), order.end(), 0);
+    const auto key = [&](std::int32_t item) {
+        const auto i = static_cast<std::size_t>(item);
+        return std::pair(-component.instance.items[i].size, component.buffers[i]);
+    };
+    std::sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) { return key(a) < key(b); });
+    return first_fit(component.instance, order, packing::Gap::Lowest);
+}
+
 Clock::time_point deadline_after(double seconds) {
     constexpr double forever = 1e9;  // more does not fit the clock's nanoseconds
     return Clock::now() +
@@ -168,7 +181,7 @@ MemoryPlan plan_memory(std::span<const BufferLifetime> buffers, const PlanOption
 
     std::vector<Component> components = split_into_components(buffers, sizes);
     for (Component& component : components) {
-        component.placement = greedy_by_size(component.instance);
+        component.placement = greedy_by_size(component);
         plan.peak = std::max(plan.peak, component.placement.peak);
     }
     std::int64_t proven = plan.lower_bound;
