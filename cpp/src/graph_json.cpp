@@ -6,6 +6,7 @@
 
 #include "json.h"
 #include "operators.h"
+#include "quote.h"
 #include "vimrt/error.h"
 
 namespace vimrt {
@@ -40,13 +41,17 @@ private:
             throw FormatError(place + ": a name has " + std::to_string(name.size()) + " characters where 1 to " +
                               std::to_string(max_name_length) + " were expected");
         }
+        // Names are printed, and looked up as C strings.
+        if (std::any_of(name.begin(), name.end(), [](unsigned char c) { return c < 0x20 || c == 0x7F; })) {
+            throw FormatError(place + ": the name " + in_quotes(name) + " holds a control character");
+        }
     }
 
     ValueId define(const std::string& name, const JsonPlace& place) {
         check_name(name, place);
         const auto id = static_cast<ValueId>(graph_.value_names.size());
         if (!values_.emplace(name, id).second) {
-            throw FormatError(place + ": the value \"" + name + "\" is defined twice");
+            throw FormatError(place + ": the value " + in_quotes(name) + " is defined twice");
         }
         graph_.value_names.push_back(name);
         return id;
@@ -65,10 +70,10 @@ private:
     ValueId use(const std::string& name, const JsonPlace& place) const {
         if (const auto found = values_.find(name); found != values_.end()) return found->second;
         if (defined_anywhere_.contains(name)) {
-            throw FormatError(place + ": reads \"" + name +
-                              "\" before a node has computed it; the graph has a cycle or its nodes are out of order");
+            throw FormatError(place + ": reads " + in_quotes(name) +
+                              " before a node has computed it; the graph has a cycle or its nodes are out of order");
         }
-        throw FormatError(place + ": reads \"" + name.substr(0, max_name_length) + "\", which no node computes");
+        throw FormatError(place + ": reads " + in_quotes(name) + ", which no node computes");
     }
 
     void parse_input(const Json& inputs) {
@@ -78,11 +83,11 @@ private:
         graph_.input.name = string_member(input, "name", place);
         graph_.input.value = define(graph_.input.name, place);
         if (const std::string dtype = string_member(input, "dtype", place); dtype != "float32") {
-            throw FormatError(place + ": the dtype is \"" + dtype.substr(0, 40) + "\" where \"float32\" was expected");
+            throw FormatError(place + ": the dtype is " + in_quotes(dtype) + " where \"float32\" was expected");
         }
         const Json& shape = array_member(input, "shape", place);
         if (shape.size() != 4 || shape[0] != "batch" || shape[2] != "height" || shape[3] != "width") {
-            throw FormatError(place + ": the shape is " + shape.dump().substr(0, 100) +
+            throw FormatError(place + ": the shape is " + in_quotes(shape.dump()) +
                               R"( where ["batch", channels, "height", "width"] was expected)");
         }
         graph_.input.channels = to_integer(shape[1], "the number of channels", place);
@@ -97,12 +102,12 @@ private:
         node.op_ = string_member(json, "op", where);
         node.name_ = string_member(json, "name", where);
         check_name(node.name_, where);
-        const JsonPlace place = where + " (" + node.name_ + ")";
+        const JsonPlace place = where + " (" + in_quotes(node.name_) + ")";
         if (!node_names_.insert(node.name_).second) throw FormatError(place + ": another node has the same name");
 
         const Operator* op = find_operator(node.op_);
         if (op == nullptr) {
-            throw FormatError(place + ": the operator \"" + node.op_.substr(0, 100) + "\" is unknown to this vimrt; known are " +
+            throw FormatError(place + ": the operator " + in_quotes(node.op_) + " is unknown to this vimrt; known are " +
                               operator_names() + "; install a newer vimrt");
         }
         for (const std::string& name : to_strings(member(json, "inputs", place), "\"inputs\"", place)) {
@@ -119,11 +124,11 @@ private:
 
     void parse_weights(const Json& json, Node& node, const JsonPlace& place) const {
         for (const auto& [role, value] : json.items()) {
-            const std::string name = string_member(json, role.c_str(), place + ", weights");
+            const std::string name = to_text(value, "the weight " + in_quotes(role), place);
             const auto weight = weights_.find(name);
             if (weight == weights_.end()) {
-                throw FormatError(place + ": the weight \"" + role + "\" names the tensor \"" + name.substr(0, max_name_length) +
-                                  "\", which the file does not hold");
+                throw FormatError(place + ": the weight " + in_quotes(role) + " names the tensor " + in_quotes(name) +
+                                  ", which the file does not hold");
             }
             node.weights_.emplace(role, &weight->second);
         }
@@ -131,7 +136,7 @@ private:
 
     static void parse_attributes(const Json& json, Node& node, const JsonPlace& place) {
         for (const auto& [key, value] : json.items()) {
-            const std::string what = "the attribute \"" + key + '"';
+            const std::string what = "the attribute " + in_quotes(key);
             if (value.is_boolean()) {
                 node.attributes_.emplace(key, value.get<bool>());
             } else if (value.is_number_integer()) {
@@ -156,8 +161,8 @@ private:
         if (json.empty()) throw FormatError(place + ": there are none");
         for (const auto& [name, value] : json.items()) {
             check_name(name, place);
-            const ValueId id = use(string_member(json, name.c_str(), place), place);
-            if (id == graph_.input.value) throw FormatError(place + ": \"" + name + "\" is the input itself");
+            const ValueId id = use(to_text(value, "the output " + in_quotes(name), place), place);
+            if (id == graph_.input.value) throw FormatError(place + ": " + in_quotes(name) + " is the input itself");
             graph_.outputs.emplace_back(name, id);
         }
         // JSON objects have no order; "logits" is what run() returns by default.

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <sstream>
 
+#include "quote.h"
 #include "vimrt/error.h"
 
 namespace vimrt {
@@ -31,7 +32,7 @@ void infer_patch_embed(const ShapeInference& s) {
                  " is smaller than one patch of " + std::to_string(weight[2]) + "x" + std::to_string(weight[3]));
     const std::int64_t rows = (pixels[2] - weight[2]) / stride + 1;
     const std::int64_t columns = (pixels[3] - weight[3]) / stride + 1;
-    s.output(0, {pixels[0], Shape{rows, columns}.elements(), weight[0]}, rows, columns);
+    s.output(0, {pixels[0], s.elements({rows, columns}), weight[0]}, rows, columns);
 }
 
 void infer_insert_tokens(const ShapeInference& s) {
@@ -55,11 +56,11 @@ void infer_add_position(const ShapeInference& s) {
     const std::int64_t extra = class_tokens(s.node().text("class_token"));
     const auto& grid = s.node().integers("grid");
     s.expect(grid.size() == 2 && grid[0] > 0 && grid[1] > 0, "\"grid\" must hold rows and columns");
-    const std::int64_t trained = Shape{grid[0], grid[1]}.elements();
+    const std::int64_t trained = s.elements({grid[0], grid[1]});
     s.expect(trained <= INT64_MAX - extra, "\"grid\" is too large");
     s.expect_weight("position", {1, trained + extra, in[2]});
     const ValueInfo& info = s.input(0);
-    s.expect(in[1] == Shape{info.grid_rows, info.grid_columns}.elements() + extra,
+    s.expect(in[1] == s.elements({info.grid_rows, info.grid_columns}) + extra,
              "there are " + std::to_string(in[1]) + " tokens where " + std::to_string(info.grid_rows) + "x" +
                  std::to_string(info.grid_columns) + " patches and " + std::to_string(extra) + " class tokens were expected");
     s.output(0, in, info);
@@ -72,11 +73,11 @@ void infer_rope(const ShapeInference& s) {
     s.expect(grid.size() == 2 && grid[0] > 0 && grid[1] > 0, "\"grid\" must hold rows and columns");
     s.expect(s.node().integer("base_grid", 14) > 0, "\"base_grid\" must be positive");
     s.expect(in[2] % 4 == 0, "the width " + std::to_string(in[2]) + " is no multiple of 4");
-    const std::int64_t trained = Shape{grid[0], grid[1]}.elements();
+    const std::int64_t trained = s.elements({grid[0], grid[1]});
     s.expect_weight("cos", {trained, in[2]});
     s.expect_weight("sin", {trained, in[2]});
     const ValueInfo& info = s.input(0);
-    s.expect(in[1] == Shape{info.grid_rows, info.grid_columns}.elements(),
+    s.expect(in[1] == s.elements({info.grid_rows, info.grid_columns}),
              "there are " + std::to_string(in[1]) + " tokens where one for each of the " + std::to_string(info.grid_rows) +
                  "x" + std::to_string(info.grid_columns) + " patches was expected");
     s.output(0, in, info);
@@ -250,12 +251,20 @@ void ShapeInference::output(int i, const Shape& shape, const ValueInfo& grid_of)
 }
 
 void ShapeInference::output(int i, const Shape& shape, std::int64_t grid_rows, std::int64_t grid_columns) const {
-    shape.elements();  // refuses what overflows
+    elements(shape);  // refuses what overflows
     values_[static_cast<std::size_t>(node_.output(i))] = {shape, grid_rows, grid_columns};
 }
 
+std::int64_t ShapeInference::elements(const Shape& shape) const {
+    try {
+        return shape.elements();
+    } catch (const InvalidArgument& error) {
+        fail(error.what());
+    }
+}
+
 void ShapeInference::fail(const std::string& what) const {
-    throw InvalidArgument(place_ + ", node \"" + node_.name() + "\": " + what);
+    throw InvalidArgument(place_ + ", node " + in_quotes(node_.name()) + ": " + what);
 }
 
 void ShapeInference::expect_rank(int i, int rank) const {
@@ -277,7 +286,7 @@ void ShapeInference::expect_weight(const char* role, const Shape& shape) const {
     for (auto at = expected.find(any_text); at != std::string::npos; at = expected.find(any_text)) {
         expected.replace(at, any_text.size(), "any");
     }
-    fail(std::string("the weight \"") + role + "\" (tensor \"" + weight.name + "\") has the shape " +
+    fail(std::string("the weight \"") + role + "\" (tensor " + in_quotes(weight.name) + ") has the shape " +
          weight.shape.to_string() + " where " + expected + " was expected");
 }
 
@@ -291,7 +300,7 @@ void ShapeInference::expect_text(const char* key, std::initializer_list<const ch
         if (node_.is(key, choice)) return;
         list += (list.empty() ? "" : ", ") + std::string(choice);
     }
-    fail(std::string("the attribute \"") + key + "\" is \"" + node_.text(key).substr(0, 100) + "\" where one of " + list +
+    fail(std::string("the attribute \"") + key + "\" is " + in_quotes(node_.text(key)) + " where one of " + list +
          " was expected");
 }
 
@@ -321,7 +330,7 @@ void check_signature(const Operator& op, const Node& node, const std::string& pl
     }
     for (const auto& [role, weight] : node.weights_) {
         if (std::find(known.begin(), known.end(), role) == known.end()) {
-            throw FormatError(place + ": the operator " + op.name + " has no weight \"" + role + "\"");
+            throw FormatError(place + ": the operator " + op.name + " has no weight " + in_quotes(role));
         }
     }
 
@@ -340,7 +349,7 @@ void check_signature(const Operator& op, const Node& node, const std::string& pl
     }
     for (const auto& [key, value] : node.attributes_) {
         if (std::find(known.begin(), known.end(), key) == known.end()) {
-            throw FormatError(place + ": the operator " + op.name + " has no attribute \"" + key + "\"");
+            throw FormatError(place + ": the operator " + op.name + " has no attribute " + in_quotes(key));
         }
     }
 }
@@ -349,7 +358,11 @@ std::vector<ValueInfo> infer_shapes(const Graph& graph, std::int64_t batch, std:
                                     const std::string& place) {
     std::vector<ValueInfo> values(graph.value_names.size());
     const Shape pixels{batch, graph.input.channels, height, width};
-    pixels.elements();
+    try {
+        pixels.elements();
+    } catch (const InvalidArgument& error) {
+        throw InvalidArgument(place + ": " + error.what());
+    }
     values[static_cast<std::size_t>(graph.input.value)] = {pixels, 0, 0};
     for (const Node& node : graph.nodes) find_operator(node.op())->infer(ShapeInference(node, values, place));
     return values;

@@ -22,6 +22,8 @@ public:
     void output(int i, const Shape& shape, const ValueInfo& grid_of) const;
     void output(int i, const Shape& shape, std::int64_t grid_rows = 0, std::int64_t grid_columns = 0) const;
 
+    // The number of elements of a shape; fails where it does not fit in 63 bits.
+    std::int64_t elements(const Shape& shape) const;
     // Throws InvalidArgument "<place>, node "<name>": <what>".
     [[noreturn]] void fail(const std::string& what) const;
     void expect(bool holds, const std::string& otherwise) const {
