@@ -52,10 +52,10 @@ ArenaPool::Arena ArenaPool::acquire(std::int64_t bytes) {
         if (!idle_.empty()) free_smallest_idle();
         while (limit_ > 0 && total_ + bytes > limit_ && !idle_.empty()) free_smallest_idle();
         if (limit_ == 0 || total_ + bytes <= limit_) {
+            idle_.reserve(static_cast<std::size_t>(leased_) + 1 + idle_.size());  // release() must not allocate
             const Arena arena{backend_.allocate(static_cast<std::size_t>(bytes)), bytes};
             total_ += bytes;
             ++leased_;
-            idle_.reserve(static_cast<std::size_t>(leased_) + idle_.size());  // release() must not allocate
             return arena;
         }
         released_.wait(lock);

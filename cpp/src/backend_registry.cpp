@@ -24,7 +24,8 @@ const BackendEntry& load_backend(const std::string& name) {
     const char* folder = std::getenv("VIMRT_BACKEND_PATH");
     const std::filesystem::path path =
         (folder != nullptr ? std::filesystem::path(folder) : library_folder()) / ("libvimrt_" + name + ".so");
-    if (!std::filesystem::exists(path)) {
+    std::error_code unreadable;
+    if (!std::filesystem::exists(path, unreadable)) {
         throw DeviceError("the device \"" + name + "\" needs " + path.string() +
                           ", which this build of vimrt does not have; build with -DVIMRT_CUDA=ON, or use device=\"cpu\"");
     }

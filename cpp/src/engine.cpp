@@ -12,6 +12,7 @@
 #include "file.h"
 #include "operators.h"
 #include "program.h"
+#include "quote.h"
 #include "version.h"
 #include "vimrt/error.h"
 
@@ -171,6 +172,10 @@ public:
                                   std::to_string(file_.graph.input.channels) + ", H, W), already normalised");
         }
         if (shape.elements() == 0) throw InvalidArgument("the input's shape is " + shape.to_string() + ": it is empty");
+        if (input.device().kind != Device::Kind::CPU && input.device() != backend_->device()) {
+            throw InvalidArgument("the input is on " + input.device().to_string() + ", but this engine runs on " +
+                                  backend_->device().to_string() + "; move the input to the host or to that device");
+        }
         if (input.raw() == nullptr) throw InvalidArgument("the input has no data: its pointer is null");
         return {shape[0], shape[2], shape[3], DType::F32, outputs};
     }
@@ -251,7 +256,7 @@ private:
         }
         const ValueId value = file_.graph.find_value(name);
         if (value < 0 || value == file_.graph.input.value) {
-            throw InvalidArgument("there is no output \"" + name.substr(0, 200) + "\"; this model has " + joined(info_.outputs) +
+            throw InvalidArgument("there is no output " + in_quotes(name) + "; this model has " + joined(info_.outputs) +
                                   ", and every value that `vimrt info --graph` lists");
         }
         return value;
@@ -288,7 +293,7 @@ private:
         }
         std::int64_t count = std::clamp<std::int64_t>(backend_->preferred_slice(size.batch, one), 1, size.batch);
         if (max_memory_ > 0) {
-            count = std::min(count, max_memory_ / one);
+            count = std::min(count, max_memory_ / std::max<std::int64_t>(one, 1));
             // Memory grows a little less or more than in proportion: what a program scratches does not depend on the batch.
             while (count > 1 && arena_size(*program_for(size.with_batch(count)), true) > max_memory_) --count;
         }
