@@ -1,29 +1,13 @@
-"""bench/deit.py computes DeiT: compared with the formulas written out in fp64 with explicit attention matrices."""
+"""vimrt.bench.deit computes DeiT: held to the formulas written out in fp64 with explicit attention matrices."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
-BENCH = Path(__file__).parents[1] / "bench"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-deit = load("deit")
+from vimrt.bench import deit
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -110,7 +94,7 @@ def test_every_eager_variant_computes_the_same() -> None:
 
 def test_best_deit_names_the_fastest_variant() -> None:
     eager = [variant for variant in deit.VARIANTS if variant.options is None]
-    best = deit.best_deit("tiny", (32, 48), batch=2, variants=eager, repeats=3)
+    best = deit.best_deit("tiny", (32, 48), batch=2, variants=eager, rounds=3)
     assert set(best.all_seconds) == {variant.name for variant in eager}
     assert best.seconds == best.all_seconds[best.variant] == min(best.all_seconds.values()) > 0
     assert best.run().shape == (2, 1000)
@@ -122,6 +106,6 @@ def test_an_unknown_size_is_refused() -> None:
 
 
 def test_the_command_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
-    assert deit.main(["--size", "tiny", "--image-size", "32", "48", "--eager", "--repeats", "3", "--json"]) == 0
+    assert deit.main(["--size", "tiny", "--image-size", "32", "48", "--eager", "--rounds", "3", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["image_size"] == [32, 48] and report["milliseconds"] == min(report["all_milliseconds"].values())

@@ -3,7 +3,7 @@
 It is the straightforward implementation, a sequential scan over tokens, not a tuned one; what it shows is what a
 user without the authors' CUDA kernels has today. Weights are random.
 
-    python bench/vim_torch.py --size tiny --image-size 224 --json
+    python -m vimrt.bench.vim_torch --size tiny --image-size 224 --json
 """
 
 from __future__ import annotations
@@ -14,61 +14,57 @@ import sys
 from collections.abc import Callable, Sequence
 
 import torch
-from deit import interleaved_medians
 from torch import Tensor
 
-WIDTHS = {"tiny": 192, "small": 384, "base": 768}
-PATCH = 16
+from ..export.config import VIM_BASE, VIM_SMALL, VIM_TINY, VimConfig
+from ..export.reference import VisionMamba, random_images, random_state_dict
+from .timing import interleave
+
+SIZES = {"tiny": VIM_TINY, "small": VIM_SMALL, "base": VIM_BASE}
 
 
 def vim(
-    size: str, image_size: int | tuple[int, int] = 224, batch: int = 1, threads: int | None = None
+    config: VimConfig, image_size: int | tuple[int, int] = 224, batch: int = 1, threads: int | None = None
 ) -> Callable[[], Tensor]:
     """A function of no arguments that runs Vim in fp32 and inference mode on random pixels: logits (batch, classes).
 
-    `size` is "tiny", "small" or "base"; `image_size` a side or (rows, columns) in pixels, with patches of 16
-    side by side; `threads` sets PyTorch's number of threads for the process and stays set. Needs vimrt's `export`
-    extra. Raises ValueError for an unknown size or an image smaller than a patch.
+    `image_size` is a side or (rows, columns) in pixels; positions are resampled in every run, as the reference does.
+    `threads` sets PyTorch's number of threads for the process and stays set. Raises ValueError for an image smaller than
+    a patch.
     """
-    from vimrt.export.config import VimConfig
-    from vimrt.export.reference import VisionMamba, random_images, random_state_dict
-
-    if size not in WIDTHS:
-        raise ValueError(f'size is "{size}"; expected one of {", ".join(WIDTHS)}')
     rows, columns = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(rows, columns) < PATCH:
-        raise ValueError(f"image_size is {rows}x{columns}; Vim's patches need at least {PATCH} pixels on each side")
+    config.grid_of(rows, columns)
     if threads is not None:
         torch.set_num_threads(threads)
-    config = VimConfig.of_width(WIDTHS[size], grid=(rows // PATCH, columns // PATCH))
     model = VisionMamba.from_state_dict(config, random_state_dict(config, seed=0))
     pixels = random_images(batch, rows, columns, seed=0)
 
     @torch.inference_mode()
     def run() -> Tensor:
-        logits: Tensor = model(pixels)
-        return logits
+        return model(pixels)  # type: ignore[no-any-return]
 
     return run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Time Vim's PyTorch reference.")
-    parser.add_argument("--size", choices=list(WIDTHS), default="tiny")
+    parser = argparse.ArgumentParser(
+        prog="python -m vimrt.bench.vim_torch", description="Time Vim's PyTorch reference."
+    )
+    parser.add_argument("--size", choices=list(SIZES), default="tiny")
     parser.add_argument(
         "--image-size", type=int, nargs="+", default=[224], metavar="PIXELS", help="side, or rows columns"
     )
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, help="default: PyTorch's own choice")
-    parser.add_argument("--repeats", type=int, default=10, help="timed runs; the median counts")
+    parser.add_argument("--rounds", type=int, default=10, help="timed runs; the median counts")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     options = parser.parse_args(arguments)
     if len(options.image_size) > 2:
         parser.error("--image-size takes one side or rows and columns")
 
     rows, columns = options.image_size[0], options.image_size[-1]
-    run = vim(options.size, (rows, columns), options.batch, options.threads)
-    seconds = interleaved_medians({"vim": run}, options.repeats)["vim"]
+    run = vim(SIZES[options.size], (rows, columns), options.batch, options.threads)
+    seconds = interleave({"vim": run}, options.rounds)["vim"].median
     if options.json:
         report = {
             "model": f"Vim-{options.size}",

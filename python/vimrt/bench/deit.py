@@ -4,7 +4,7 @@ DeiT (Touvron et al., 2021, arXiv 2012.12877) is a pre-norm Vision Transformer: 
 token in front, learned positions, 12 blocks of attention and a GELU MLP of four times the width, LayerNorm with
 eps 1e-6, and a linear head on the class token. Weights are random; the time does not depend on them.
 
-    python bench/deit.py --size tiny --image-size 224 --json
+    python -m vimrt.bench.deit --size tiny --image-size 224 --json
 
 prints the median time of every way PyTorch offers to run it, and which is the fastest.
 """
@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from .timing import interleave
 
 PATCH = 16
 HEAD_DIM = 64
@@ -136,28 +136,6 @@ class Timed:
     all_seconds: dict[str, float]
 
 
-def interleaved_medians(
-    runs: Mapping[str, Callable[[], object]], repeats: int = 20, budget_seconds: float = 30.0
-) -> dict[str, float]:
-    """The median wall time of one call of each function, in seconds.
-
-    The functions take turns, so that other load on the machine falls on all of them alike. One uncounted round
-    warms up. Stops after `repeats` rounds or, once three were timed, after `budget_seconds`.
-    """
-    for run in runs.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    start = time.perf_counter()
-    for done in range(repeats):
-        if done >= 3 and time.perf_counter() - start > budget_seconds:
-            break
-        for name, run in runs.items():
-            before = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - before)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def prepare(model: nn.Module, pixels: Tensor, variant: Variant) -> Callable[[], Tensor]:
     """A function of no arguments that runs `model` on `pixels` in inference mode, compiled and warmed up already."""
     model.requires_grad_(False)
@@ -184,7 +162,7 @@ def best_deit(
     threads: int | None = None,
     *,
     variants: Sequence[Variant] = VARIANTS,
-    repeats: int = 20,
+    rounds: int = 20,
 ) -> Timed:
     """The fastest way to run DeiT in fp32 with scaled_dot_product_attention on this machine.
 
@@ -204,7 +182,7 @@ def best_deit(
         torch.manual_seed(0)
         model = DeiT(SIZES[size], (rows, columns)).eval()
         runs[variant.name] = prepare(model, torch.randn(batch, 3, rows, columns), variant)
-    seconds = interleaved_medians(runs, repeats)
+    seconds = {name: timing.median for name, timing in interleave(runs, rounds).items()}
     ordered = dict(sorted(seconds.items(), key=lambda item: item[1]))
     fastest = next(iter(ordered))
     return Timed(runs[fastest], fastest, ordered[fastest], ordered)
@@ -218,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, help="default: PyTorch's own choice")
-    parser.add_argument("--repeats", type=int, default=20, help="timed runs of each variant; the median counts")
+    parser.add_argument("--rounds", type=int, default=20, help="timed runs of each variant; the median counts")
     parser.add_argument("--eager", action="store_true", help="skip torch.compile")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     options = parser.parse_args(arguments)
@@ -233,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.batch,
         options.threads,
         variants=variants,
-        repeats=options.repeats,
+        rounds=options.rounds,
     )
     if options.json:
         report = {
