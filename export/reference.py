@@ -21,6 +21,9 @@ from .config import VimConfig, expected_tensors
 ROPE_BASE_GRID = 14
 ROPE_BASE = 10000.0
 
+# Elements of exp(delta A), and of each other term of the scan, that are made at once: few enough to stay in cache.
+SCAN_TERMS = 1 << 19
+
 
 ScanInputs: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -35,7 +38,7 @@ def _at_least_fp32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def selective_scan(c: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, *, chunk: int = 64) -> Tensor:
+def selective_scan(c: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     """The selective scan of Mamba (arXiv 2312.00752, section 3.2), step by step in time.
 
         h_t = exp(delta_t A) h_{t-1} + (delta_t c_t) B_t,  h before the first token = 0
@@ -47,13 +50,13 @@ def selective_scan(c: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
         A: decay rates (E, N), below zero.
         B, C: input and output maps of each token (batch, T, N).
         D: skip weights (E).
-        chunk: tokens whose (batch, chunk, E, N) terms are in memory at once when no gradient is kept.
 
     Returns:
         y (batch, T, E), in fp32 or wider.
     """
     c, delta, A, B, C, D = (_at_least_fp32(values) for values in (c, delta, A, B, C, D))
     state = c.new_zeros(c.shape[0], c.shape[2], A.shape[1])
+    chunk = max(1, SCAN_TERMS // state.numel())
     outputs = []
     chunks = (torch.split(values, chunk, dim=1) for values in (c, delta, B, C))
     for c_k, delta_k, B_k, C_k in zip(*chunks, strict=True):
