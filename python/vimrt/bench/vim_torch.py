@@ -29,8 +29,8 @@ def vim(
     """A function of no arguments that runs Vim in fp32 and inference mode on random pixels: logits (batch, classes).
 
     `image_size` is a side or (rows, columns) in pixels; positions are resampled in every run, as the reference does.
-    `threads` sets PyTorch's number of threads for the process and stays set. Raises ValueError for an image smaller than
-    a patch.
+    `threads` sets PyTorch's number of threads for the process and stays set. Raises ValueError for an image smaller
+    than a patch.
     """
     rows, columns = (image_size, image_size) if isinstance(image_size, int) else image_size
     config.grid_of(rows, columns)

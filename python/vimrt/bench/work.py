@@ -1,8 +1,8 @@
 """The work that no implementation of a Vim graph can avoid, and the time it takes at a processor's own rates.
 
 Counted are the exponentials of the selective scan, one for each state update (batch, token, channel E, state N,
-direction), and the multiplications and additions of all matrix products. Everything else, the norms, the convolution, SiLU,
-softplus, the state updates' multiply-adds, is left out: the floor is a lower bound, not an estimate.
+direction), and the multiplications and additions of all matrix products. Everything else, the norms, the convolution,
+SiLU, softplus, the state updates' multiply-adds, is left out: the floor is a lower bound, not an estimate.
 """
 
 from __future__ import annotations

@@ -35,9 +35,9 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         subparsers,
         "bench",
         summary="measure speed and memory, beside PyTorch if wanted",
-        description="Measures the median time of a run after a warm-up. Peers take turns with vimrt in the same process on\n"
-        "the same cores, so that other load falls on all alike. The floor is the time of the scan's exponentials\n"
-        "and the matrix products at this processor's measured rates.",
+        description="Measures the median time of a run after a warm-up. Peers take turns with vimrt in the same\n"
+        "process on the same cores, so that other load falls on all alike. The floor is the time of the scan's\n"
+        "exponentials and the matrix products at this processor's measured rates.",
         examples=_EXAMPLES,
     )
     add_engine_options(parser)
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(document)
     else:
-        _print_report(report)
+        print_report(report)
     return 0
 
 
@@ -142,7 +142,8 @@ def _plot(report: Report, path: Path) -> None:
     write_atomically(path, plot(report, title, path.suffix.lower().lstrip(".")))
 
 
-def _print_report(report: Report) -> None:
+def print_report(report: Report) -> None:
+    """Prints a table with a row for each runtime at each size and batch."""
     machine = report.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     rows = table(
