@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from vimrt.bench import Case, Report, Settings, run_benchmark
+
+from vimrt.bench.runner import Case, Report, Settings, run_benchmark
 from vimrt.bench.vim_torch import SIZES
 from vimrt.cli.bench import print_report
 from vimrt.export import export_checkpoint
@@ -33,8 +34,9 @@ ALONE = ((512, 512), (1024, 1024), (2048, 2048))
 SPEEDUPS = {BESIDE_ALL: 1.0, BESIDE_DEIT: 2.8}
 #: Largest time of a token over the smallest one.
 LINEARITY = 1.25
-#: Resident memory above weights over the plan.
-RESIDENT = 1.10
+#: Resident memory above weights over the plan, where the plan is large enough that the loaded graph's own memory, about
+#: a MiB for 24 blocks whatever the image, is not what is measured.
+RESIDENT, RESIDENT_FROM = 1.10, 16 * 2**20
 
 
 def measure(settings: Settings) -> Report:
@@ -57,7 +59,7 @@ def verdicts(report: Report) -> Iterator[tuple[bool, str]]:
         if case.image_size in SPEEDUPS:
             target, speedup = SPEEDUPS[case.image_size], case.speedup("deit")
             yield speedup >= target, f"{place}: {speedup:.2f} x as fast as DeiT, target {target:.1f}"
-        if case.resident is not None:
+        if case.resident is not None and case.resident["planned"] >= RESIDENT_FROM:
             ratio = case.resident["growth"] / case.resident["planned"]
             yield ratio <= RESIDENT, f"{place}: resident memory {ratio:.3f} of the plan, target at most {RESIDENT:.2f}"
     per_token = [_seconds_per_token(case) for case in report.cases]

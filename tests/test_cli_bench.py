@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Vimrt
 
-from vimrt import Engine
+from vimrt import Engine, _vimrt
 from vimrt.bench.timing import Timing, interleave
 from vimrt.bench.work import Work, work_of
 from vimrt.export import VimConfig, export_checkpoint
@@ -116,10 +116,16 @@ def test_json_and_output_say_the_same(vimrt: Vimrt, tiny_model: Path, tmp_path: 
     assert own["quartiles"][0] <= own["seconds"] <= own["quartiles"][1]
     assert own["images_per_second"] == pytest.approx(1 / own["seconds"])
     assert result["planned_peak"] == Engine(tiny_model, threads=1).program()["peak"]
-    assert result["floor_seconds"] == pytest.approx(
-        result["exponentials"] / document["rates"]["exp_per_second"]
-        + result["matrix_flops"] / document["rates"]["fma_flops_per_second"]
-    )
+
+
+@pytest.mark.skipif(not hasattr(_vimrt, "cpu_rates"), reason="this build does not measure the processor's rates")
+def test_the_floor_is_the_work_at_the_measured_rates(vimrt: Vimrt, tiny_model: Path) -> None:
+    document = json.loads(vimrt("bench", tiny_model, "--runs", "3", "--json").stdout)
+    (result,), rates = document["results"], document["rates"]
+    floor = result["exponentials"] / rates["exp_per_second"] + result["matrix_flops"] / rates["fma_flops_per_second"]
+    assert result["floor_seconds"] == pytest.approx(floor)
+    assert result["over_floor"] == pytest.approx(result["runtimes"]["vimrt"]["seconds"] / floor)
+    assert result["over_floor"] > 1
 
 
 def test_comparison_with_vim_in_pytorch(vimrt: Vimrt, tiny_model: Path) -> None:

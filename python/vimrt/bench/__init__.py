@@ -1,11 +1,7 @@
 """Measuring vimrt, alone and beside DeiT and Vim in PyTorch. `vimrt bench` is the command.
 
-    from vimrt.bench import Settings, run_benchmark
+    from vimrt.bench.runner import Settings, run_benchmark
     report = run_benchmark(Settings(Path("vim_s.vimrt"), image_sizes=[(224, 224)], peers=["deit"]))
 
 docs/benchmarking.md says how figures are made and what they mean.
 """
-
-from .runner import PEERS, Case, Measured, Report, Settings, run_benchmark
-
-__all__ = ["PEERS", "Case", "Measured", "Report", "Settings", "run_benchmark"]

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ..bench import PEERS, Case, Report, Settings, run_benchmark
-from ..bench.runner import Progress
+from ..bench.runner import PEERS, Case, Progress, Report, Settings, run_benchmark
 from . import CommandError
 from .options import Subparsers, add_command, add_engine_options, add_json, parse_image_size, positive
 from .output import add_row, console, memory, print_json, show, size_text, table, write_atomically

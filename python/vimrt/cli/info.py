@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -172,7 +172,7 @@ def _print_program(program: Mapping[str, Any], title: str) -> None:
     buffers = program["buffers"]
     rows = table(f"\n{title}", "step", "name", "reads", "writes", "arena in use", right=["step", "arena in use"])
     for index, step in enumerate(program["steps"]):
-        reads, writes = (", ".join(buffers[b]["name"] for b in step[role]) for role in ("reads", "writes"))
+        reads, writes = (_names(buffers, step[role]) for role in ("reads", "writes"))
         live = sum(b["size"] for b in buffers if b["offset"] >= 0 and b["begin"] <= index < b["end"])
         add_row(rows, index, step["name"], reads, writes, memory(live))
     arena = sum(buffer["offset"] >= 0 for buffer in buffers)
@@ -181,3 +181,8 @@ def _print_program(program: Mapping[str, Any], title: str) -> None:
         f"{len(program['steps'])} steps; arena of {memory(program['peak'])} for {arena} buffers "
         f"(lower bound {memory(program['lower_bound'])})",
     )
+
+
+def _names(buffers: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> str:
+    """Each buffer once: a step that reads two parts of one buffer names it twice."""
+    return ", ".join(dict.fromkeys(buffers[index]["name"] for index in indices))
