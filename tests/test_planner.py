@@ -254,6 +254,26 @@ def test_the_picture_leaves_out_what_lies_outside_the_arena() -> None:
     assert "head" in texts
 
 
+def test_steps_are_grouped_by_the_blocks_of_their_buffers() -> None:
+    names = ["tokens", "layers.0.xz", "layers.1.xz"]
+    program = {
+        "steps": [
+            {"name": "embed", "reads": [], "writes": [0]},
+            {"name": "norm+linear", "reads": [0], "writes": [1]},
+            {"name": "linear+add", "reads": [1], "writes": [0]},
+            {"name": "norm+linear", "reads": [0], "writes": [2]},
+        ],
+        "buffers": [{"name": name, "size": 64, "begin": 0, "end": 4, "offset": 64 * i} for i, name in enumerate(names)],
+        "peak": 192,
+        "lower_bound": 192,
+    }
+    svg = plan_svg(program, "plan")
+    _, texts = _drawn(svg)
+    assert "embed" in texts and "layers.0" in texts and "layers.1" in texts
+    assert "norm+linear" not in texts
+    assert "step 2: linear+add (layers.0)" in svg
+
+
 def test_the_picture_of_nothing_is_still_a_picture() -> None:
     rectangles, texts = _drawn(plan_svg({"steps": [], "buffers": [], "peak": 0, "lower_bound": 0}, "empty"))
     assert rectangles == []

@@ -55,8 +55,14 @@ class _Buffer:
 
 
 @dataclass(frozen=True)
+class _Step:
+    name: str
+    block: str  # "layers.3"; empty for a step outside the blocks
+
+
+@dataclass(frozen=True)
 class _Plan:
-    steps: list[str]
+    steps: list[_Step]
     buffers: list[_Buffer]
     peak: int
     lower_bound: int
@@ -83,7 +89,8 @@ def plan_svg(plan: Mapping[str, Any], title: str) -> str:
     """Draws the arena of a memory plan.
 
     Args:
-        plan: "steps" (names, or mappings with "name"), "buffers" (mappings with "name", "size" in bytes, the steps
+        plan: "steps" (names, or mappings with "name" and optionally "reads" and "writes", indices of buffers, which
+            tell the block that a step belongs to), "buffers" (mappings with "name", "size" in bytes, the steps
             "begin" and "end", and "offset" in bytes; those with an offset below 0 lie outside the arena and are left
             out), "peak" and "lower_bound" in bytes. What Engine.program() returns.
         title: A line above the drawing.
@@ -114,11 +121,19 @@ def _read(plan: Mapping[str, Any]) -> _Plan:
         for b in plan["buffers"]
         if b["offset"] >= 0 and b["size"] > 0
     ]
-    steps = [str(step["name"]) if isinstance(step, Mapping) else str(step) for step in plan["steps"]]
+    steps = [_read_step(step, plan["buffers"]) for step in plan["steps"]]
     return _Plan(steps, buffers, int(plan["peak"]), int(plan["lower_bound"]))
 
 
-def _group(name: str) -> str:
+def _read_step(step: str | Mapping[str, Any], buffers: Sequence[Mapping[str, Any]]) -> _Step:
+    if isinstance(step, str):
+        return _Step(step, _block(step))
+    touched = [str(buffers[i]["name"]) for i in (*step.get("writes", ()), *step.get("reads", ()))]
+    blocks = (_block(name) for name in (str(step["name"]), *touched))
+    return _Step(str(step["name"]), next((block for block in blocks if block), ""))
+
+
+def _block(name: str) -> str:
     """The block a name belongs to, "layers.3" of "layers.3.xz"; empty where there is none."""
     match = re.match(r"(.*?\b\d+)\.", name)
     return match.group(1) if match else ""
@@ -126,7 +141,7 @@ def _group(name: str) -> str:
 
 def _role(name: str) -> str:
     """What a name says apart from its block: "xz" of "layers.3.xz"."""
-    return name.removeprefix(_group(name) + ".")
+    return name.removeprefix(_block(name) + ".")
 
 
 def _roles(buffers: Sequence[_Buffer]) -> dict[str, str]:
@@ -171,19 +186,18 @@ def _frame(scale: _Scale, title: str, plan: _Plan) -> Iterator[str]:
         yield _text(scale.right, 24, facts, 'class="axis" text-anchor="end"')
 
 
-def _groups(steps: Sequence[str]) -> list[tuple[str, int, int]]:
+def _groups(steps: Sequence[_Step]) -> list[tuple[str, int, int]]:
     """Runs of steps of one block: (block or "", first step, one past the last)."""
     runs: list[tuple[str, int, int]] = []
     for i, step in enumerate(steps):
-        group = _group(step)
-        if runs and runs[-1][0] == group:
-            runs[-1] = (group, runs[-1][1], i + 1)
+        if runs and runs[-1][0] == step.block:
+            runs[-1] = (step.block, runs[-1][1], i + 1)
         else:
-            runs.append((group, i, i + 1))
+            runs.append((step.block, i, i + 1))
     return runs
 
 
-def _bands(scale: _Scale, steps: Sequence[str]) -> Iterator[str]:
+def _bands(scale: _Scale, steps: Sequence[_Step]) -> Iterator[str]:
     """A shade behind every other block."""
     for i, (group, first, last) in enumerate(_groups(steps)):
         if group and i % 2 == 1:
@@ -245,12 +259,12 @@ def _label(scale: _Scale, buffer: _Buffer) -> Iterator[str]:
             return
 
 
-def _step_axis(scale: _Scale, steps: Sequence[str]) -> Iterator[str]:
+def _step_axis(scale: _Scale, steps: Sequence[_Step]) -> Iterator[str]:
     """Blocks where the steps have them, step names where they have not; every step's name as a tooltip."""
     for i, step in enumerate(steps):
         x, width = scale.x(i), scale.x(i + 1) - scale.x(i)
         shade = "#c3c9cf" if i % 2 else "#dde1e5"
-        tooltip = escape(f"step {i}: {step}")
+        tooltip = escape(f"step {i}: {step.name}" + (f" ({step.block})" if step.block else ""))
         yield f'<rect x="{x:.2f}" y="{scale.floor}" width="{width:.2f}" height="8" fill="{shade}">'
         yield f"<title>{tooltip}</title></rect>"
     runs = _groups(steps)
@@ -269,7 +283,7 @@ def _step_axis(scale: _Scale, steps: Sequence[str]) -> Iterator[str]:
             if x - _LINE < free_from:
                 continue
             turned = f'class="tick" text-anchor="end" transform="rotate(-45 {x:.1f} {scale.floor + 20})"'
-            yield _text(x, scale.floor + 20, _shortened(steps[i], 14), turned)
+            yield _text(x, scale.floor + 20, _shortened(steps[i].name, 14), turned)
             free_from = x
     yield _text(
         _LEFT + scale.width / 2, scale.floor + _BOTTOM - 6, _step_caption(runs), 'class="axis" text-anchor="middle"'

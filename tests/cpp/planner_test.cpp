@@ -277,7 +277,7 @@ TEST(optima_of_full_arenas_are_found_and_proven) {
         above_bound += plan.peak > height ? 1 : 0;
         first_fit_misses += vimrt::plan_memory(buffers, {1, 0.0}).peak > plan.peak ? 1 : 0;
     }
-    CHECK(above_bound >= 10);          // otherwise no proof was put to the test
+    CHECK(above_bound >= 10);         // otherwise no proof was put to the test
     CHECK(first_fit_misses >= 1000);  // nor the search
 }
 
