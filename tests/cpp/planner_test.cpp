@@ -295,16 +295,16 @@ TEST(plans_are_never_worse_than_greedy_by_size) {
     }
 }
 
-// A tower of `height` cut at random into rectangles until 200 remain: a perfect packing exists, first fit misses it.
+// 200 steps of 4096 bytes, cut at random into 150 rectangles: a perfect packing exists, first fit misses it.
 TEST(search_recovers_perfect_packings_that_first_fit_misses) {
     struct Piece {
         std::int64_t begin, end, bottom, top;
     };
     Random random(11);
     std::size_t greedy_misses = 0;
-    for (int trial = 0; trial < 5; ++trial) {
+    for (int trial = 0; trial < 8; ++trial) {
         std::vector<Piece> pieces{{0, 200, 0, 4096}};
-        while (pieces.size() < 200) {
+        while (pieces.size() < 150) {
             const std::size_t chosen =
                 static_cast<std::size_t>(draw(random, 0, static_cast<std::int64_t>(pieces.size()) - 1));
             Piece& piece = pieces[chosen];
@@ -320,14 +320,13 @@ TEST(search_recovers_perfect_packings_that_first_fit_misses) {
         }
         Buffers buffers;
         for (const Piece& piece : pieces) buffers.push_back({piece.top - piece.bottom, piece.begin, piece.end});
-        const MemoryPlan plan = vimrt::plan_memory(buffers, {1, 0.5});
+        const MemoryPlan plan = vimrt::plan_memory(buffers, {1, 60.0});
         check_valid(buffers, plan, 1);
         CHECK_EQ(plan.lower_bound, 4096);
-        const std::int64_t greedy = greedy_by_size_peak(buffers, 1);
-        greedy_misses += greedy > 4096 ? 1 : 0;
-        CHECK(plan.peak - 4096 <= (greedy - 4096) / 2);
+        CHECK_EQ(plan.peak, 4096);  // within a fifth of a second; the budget is for sanitizers and busy machines
+        greedy_misses += greedy_by_size_peak(buffers, 1) > 4096 ? 1 : 0;
     }
-    CHECK(greedy_misses > 0);
+    CHECK(greedy_misses >= 4);
 }
 
 TEST(vim_programs_meet_the_lower_bound_at_every_size) {
