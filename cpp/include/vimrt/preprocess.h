@@ -29,17 +29,17 @@ struct ImageView {
 // come before rows always, as in Pillow before 13, which turns them round where only the height shrinks much.
 //
 // With (R, C) = round(image_size / crop), halves to even: an image of at least R:C's width is resized to R rows and
-// floor(R * columns / rows) columns, a narrower one to C columns and floor(C * rows / columns) rows, so that it just covers
-// R x C. The crop starts at round((resized - image_size) / 2), halves to even, on each axis. For square recipes these are
-// torchvision's Resize(R) and CenterCrop.
+// floor(R * columns / rows) columns, a narrower one to C columns and floor(C * rows / columns) rows, so that it just
+// covers R x C. The crop starts at round((resized - image_size) / 2), halves to even, on each axis. For square recipes
+// these are torchvision's Resize(R) and CenterCrop.
 //
 // Throws InvalidArgument on empty or oversized (over 2^31 - 1 on a side) images and recipes, a row stride shorter than
 // a row, a crop outside (0, 1] and null pointers; OutOfMemory where its working memory cannot be had.
 VIMRT_API void resize_and_crop(const ImageView& image, const Preprocessing& recipe, std::uint8_t* out);
 
-// (value / 255 - mean) / std, in float, for `rows` x `columns` x 3 bytes, written channel by channel: 3 x rows x columns
-// floats. `recipe.image_size` and `recipe.crop` do not matter here. Throws InvalidArgument on empty or oversized pixels,
-// a mean or std that is not finite, a std that is not above zero, and null pointers.
+// (value / 255 - mean) / std, in float, for `rows` x `columns` x 3 bytes, written channel by channel: 3 x rows x
+// columns floats. `recipe.image_size` and `recipe.crop` do not matter here. Throws InvalidArgument on empty or
+// oversized pixels, a mean or std that is not finite, a std that is not above zero, and null pointers.
 VIMRT_API void normalize(const std::uint8_t* pixels, std::int64_t rows, std::int64_t columns,
                          const Preprocessing& recipe, float* out);
 
