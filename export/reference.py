@@ -382,7 +382,9 @@ class VisionMamba(nn.Module):
         if self.config.pool == "last":
             return tokens[:, -1]
         patches = tokens.shape[1] - self.config.class_tokens
-        return tokens[:, list(self.config.class_token_indices(patches))].mean(dim=1)
+        # Slices, not an index tensor: those can be recorded in a CUDA graph.
+        chosen = [tokens[:, index] for index in self.config.class_token_indices(patches)]
+        return torch.stack(chosen).mean(dim=0)
 
 
 def _keep(values: dict[str, Tensor] | None, named: dict[str, Tensor]) -> None:

@@ -42,9 +42,11 @@ MEAN, STD = 0.2860, 0.3530
 # R is 16 rather than 10: matrix products are faster with rows of a multiple of 16 bytes.
 CONFIG = VimConfig.of_width(160, depth=8, dt_rank=16, patch_size=(4, 4), stride=3, grid=(9, 9), classes=10)
 
-EXAMPLE = """example:
-  python examples/fashion_mnist/train.py --device cuda --compile --graph      the kept checkpoint's recipe
-  python examples/fashion_mnist/train.py --epochs 1 --limit 2000 --output /tmp/try.pth      a quick try on a CPU
+EXAMPLE = """examples:
+  the kept checkpoint's recipe:
+    python examples/fashion_mnist/train.py --device cuda --compile --graph
+  a quick try, on a CPU too:
+    python examples/fashion_mnist/train.py --limit 256 --epochs 1 --warmup-epochs 0.5 --output /tmp/try.pth
 """
 
 
@@ -320,14 +322,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="compile the blocks with torch.compile")
     parser.add_argument("--graph", action="store_true", help="replay each step as a CUDA graph")
     parser.add_argument("--limit", type=int, help="train and test on this many images alone, for a quick try")
-    parser.add_argument("--epochs", type=int, default=50, help="(%(default)s)")
+    parser.add_argument("--epochs", type=int, default=52, help="(%(default)s)")
     parser.add_argument("--batch-size", type=int, default=256, help="(%(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="at its highest (%(default)s)")
     parser.add_argument("--weight-decay", type=float, default=0.05, help="(%(default)s)")
     parser.add_argument("--warmup-epochs", type=float, default=3.0, help="epochs of rising rate (%(default)s)")
     parser.add_argument("--label-smoothing", type=float, default=0.1, help="(%(default)s)")
     parser.add_argument("--drop-path", type=float, default=0.05, help="share of last block outputs (%(default)s)")
-    parser.add_argument("--erasing", type=float, default=0.1, help="share of images partly erased (%(default)s)")
+    parser.add_argument("--erasing", type=float, default=0.15, help="share of images partly erased (%(default)s)")
     parser.add_argument("--average", type=float, default=0.999, help="decay of the average weights (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     return parser.parse_args()
