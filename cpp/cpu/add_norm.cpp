@@ -78,8 +78,8 @@ void run_select_norm(const void* parameters, const Frame& frame) {
 int lower_select_norm(Lowering& lowering, int node, const Operand& sum, const Norm& norm) {
     const Node& select = lowering.node(node + 1);
     const Shape& shape = lowering.value(select.input(0)).shape;
-    SelectNormStep step{sum, lowering.write(select.output(0)), shape[0], shape[1], shape[2],
-                        selected_tokens(select, shape[1]), norm, {}};
+    SelectNormStep step{sum,      lowering.write(select.output(0)),  shape[0], shape[1],
+                        shape[2], selected_tokens(select, shape[1]), norm,     {}};
     const std::int64_t scratch_floats = lowering.threads() * 2 * round_up(step.columns, kLanes);
     step.scratch = lowering.scratch(static_cast<std::size_t>(scratch_floats) * sizeof(float));
     lowering.step("select_tokens+norm", run_select_norm, step, {sum}, {step.out, step.scratch});
@@ -128,7 +128,12 @@ int lower_add_norm(Lowering& lowering, int node) {
     const Operand out = hidden != residual && lowering.last_read_at(hidden, node) ? lowering.in_place(normed, hidden)
                                                                                   : lowering.write(normed);
     if (add_norm.output_count() == 1) sum = out;
-    const AddNormStep step{hidden_in, residual_in, sum, out, rows_of(lowering, normed), columns_of(lowering, normed),
+    const AddNormStep step{hidden_in,
+                           residual_in,
+                           sum,
+                           out,
+                           rows_of(lowering, normed),
+                           columns_of(lowering, normed),
                            norm_of(lowering, add_norm)};
     lowering.step("add_norm", run_add_norm, step, {hidden_in, residual_in}, {sum, out});
     return 1;

@@ -35,7 +35,11 @@ int lower_add_position(Lowering& lowering, int node) {
     const ValueInfo& info = lowering.value(add_position.input(0));
     const Operand in = lowering.read(add_position.input(0));
     const Operand out = in_place_or_new(lowering, node, result, add_position.input(0));
-    const PositionStep step{in, out, rows_of(lowering, result), info.shape[1], info.shape[2],
+    const PositionStep step{in,
+                            out,
+                            rows_of(lowering, result),
+                            info.shape[1],
+                            info.shape[2],
                             position_table(lowering, add_position, info.grid_rows, info.grid_columns)};
     lowering.step("add_position", run_add_position, step, {in}, {out});
     return 1;

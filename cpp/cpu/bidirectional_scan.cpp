@@ -1,10 +1,10 @@
 // bidirectional_scan: both directions of Vim's mixer, and the gated_merge behind it.
 //
-// The two directions of an image run at the same time on two threads, or teams of threads that share the channels. Forward
-// begins at the first token and backward at the last; until they meet in the middle each stores its y, and after that each
-// adds what the other has stored, gates it, and overwrites it: one (tokens, E) buffer serves both. A barrier in the middle
-// makes the result independent of who is faster. With as many images as threads, each thread takes whole images, one
-// direction after the other.
+// The two directions of an image run at the same time on two threads, or teams of threads that share the channels.
+// Forward begins at the first token and backward at the last; until they meet in the middle each stores its y, and
+// after that each adds what the other has stored, gates it, and overwrites it: one (tokens, E) buffer serves both. A
+// barrier in the middle makes the result independent of who is faster. With as many images as threads, each thread
+// takes whole images, one direction after the other.
 #include "lowering_rules.h"
 #include "mixer.h"
 #include "runtime/successor.h"
@@ -22,9 +22,9 @@ struct MixerStep {
     Operand x;
     bool gated;
     float share;
-    Operand z, out;      // where gated
-    Operand y[2];        // where not: of each direction
-    Operand scratch;     // (threads, shape.scratch_floats())
+    Operand z, out;   // where gated
+    Operand y[2];     // where not: of each direction
+    Operand scratch;  // (threads, shape.scratch_floats())
 };
 
 // What a thread does for the images that are not shared out whole.
@@ -33,8 +33,8 @@ struct Place {
     int slot = 0;       // of the scratch: the team's first thread
     int direction = 0;  // of its team; -1: one thread does both
     int member = 0;
-    int team = 0;       // 0: the thread is idle
-    int meeting = 0;    // barrier of the image's threads
+    int team = 0;     // 0: the thread is idle
+    int meeting = 0;  // barrier of the image's threads
 };
 
 // `images` images, at most as many as threads. A team is no larger than there are panels of channels to share.
@@ -131,9 +131,10 @@ void run_mixer(const void* parameters, const Frame& frame) {
 struct Roles {
     const char *conv_weight, *conv_bias, *x_proj, *dt_weight, *dt_bias, *a_log, *skip;
 };
-constexpr Roles kForward{"conv1d.weight", "conv1d.bias", "x_proj.weight", "dt_proj.weight", "dt_proj.bias", "A_log", "D"};
-constexpr Roles kBackward{"conv1d_b.weight", "conv1d_b.bias", "x_proj_b.weight", "dt_proj_b.weight",
-                          "dt_proj_b.bias",  "A_b_log",       "D_b"};
+constexpr Roles kForward{
+    "conv1d.weight", "conv1d.bias", "x_proj.weight", "dt_proj.weight", "dt_proj.bias", "A_log", "D"};
+constexpr Roles kBackward{
+    "conv1d_b.weight", "conv1d_b.bias", "x_proj_b.weight", "dt_proj_b.weight", "dt_proj_b.bias", "A_b_log", "D_b"};
 
 DirectionWeights direction_weights(Lowering& lowering, const Node& node, const Roles& roles) {
     const Weight& conv = node.weight(roles.conv_weight);

@@ -62,10 +62,13 @@ int lower_insert_tokens(Lowering& lowering, int node) {
     const Shape& in_shape = lowering.value(insert.input(0)).shape;
     const Operand in = lowering.read(insert.input(0));
     const Operand out = lowering.write(insert.output(0));
-    const InsertStep step{in,          out,
-                          in_shape[0], in_shape[1],
+    const InsertStep step{in,
+                          out,
+                          in_shape[0],
+                          in_shape[1],
                           lowering.value(insert.output(0)).shape[1],
-                          in_shape[2], token_places(lowering, insert, in_shape[1])};
+                          in_shape[2],
+                          token_places(lowering, insert, in_shape[1])};
     lowering.step("insert_tokens", run_insert, step, {in}, {out});
     return 1;
 }

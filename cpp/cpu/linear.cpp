@@ -67,7 +67,8 @@ void run_norm_linear(const void* parameters, const Frame& frame) {
 }
 
 // The residual that the linear's result `hidden` may be added to in place: that of an add_norm which is all that
-// reads `hidden`, where nobody reads the residual after it and the linear does not read it either. -1 where there is none.
+// reads `hidden`, where nobody reads the residual after it and the linear does not read it either. -1 where there is
+// none.
 ValueId residual_behind(Lowering& lowering, int node, ValueId hidden, const Operand& input) {
     if (!feeds_next(lowering, node, hidden, "add_norm")) return -1;
     const Node& add_norm = lowering.node(node + 1);

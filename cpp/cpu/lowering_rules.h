@@ -1,8 +1,8 @@
 // What the operators' lowering has in common, and the rules by which they fuse.
 //
-// Each operator has a file here, <operator>.cpp, with `int lower_<operator>(Lowering&, int node)`. It emits the steps of
-// node `node` and returns how many graph nodes they compute: more than one where it took its successors in. A value may
-// be fused away only where feeds_only() says that nobody else reads it.
+// Each operator has a file here, <operator>.cpp, with `int lower_<operator>(Lowering&, int node)`. It emits the steps
+// of node `node` and returns how many graph nodes they compute: more than one where it took its successors in. A value
+// may be fused away only where feeds_only() says that nobody else reads it.
 #pragma once
 
 #include "kernels/normalize.h"
@@ -35,9 +35,9 @@ VIMRT_INLINE Operand in_place_or_new(Lowering& lowering, int node, ValueId resul
 // The norm of an add_norm node, with its weights as the kernels want them.
 Norm norm_of(Lowering& lowering, const Node& node);
 
-// linear.cpp: emits the linear node `node` on the rows of `input`, each normalised first where `norm` is given, together
-// with a scale behind it. Takes the addition of an add_norm behind those in too, unless `norm` is given: linear,
-// add_norm, linear, add_norm, ... is cut into steps of one linear each. Returns the number of nodes taken.
+// linear.cpp: emits the linear node `node` on the rows of `input`, each normalised first where `norm` is given,
+// together with a scale behind it. Takes the addition of an add_norm behind those in too, unless `norm` is given:
+// linear, add_norm, linear, add_norm, ... is cut into steps of one linear each. Returns the number of nodes taken.
 int lower_linear_of(Lowering& lowering, int node, const Operand& input, const Norm* norm);
 
 // add_norm.cpp: emits what is left of the add_norm node `node` when `sum`, with the storage of value `sum_source`,

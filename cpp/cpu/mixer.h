@@ -95,8 +95,8 @@ static inline void project_chunk(const DirectionRun& run, Range tokens, float* c
     for (std::int64_t row = 0; row < tokens.size(); row += kTileRows) {
         const std::int64_t count = min_of(kTileRows, tokens.size() - row);
         float* tile = delta + row * stride;
-        gemm(count, projected + row * projected_stride, projected_stride, w.dt_proj, panels, {w.dt_bias, nullptr, 0}, tile,
-             stride);
+        gemm(count, projected + row * projected_stride, projected_stride, w.dt_proj, panels, {w.dt_bias, nullptr, 0},
+             tile, stride);
         for (std::int64_t i = 0; i < count; ++i) {
             for (std::int64_t e = channels.begin; e < channels.end; e += kLanes) {
                 store(tile + i * stride + e, softplus(load(tile + i * stride + e)));

@@ -26,9 +26,9 @@ struct PatchStep {
     const float* bias;
     TokenPlaces places;
     const float* positions;  // (tokens, D), or null
-    const float* mean;       // for 8-bit pixels: the channel means, repeated over a patch's row of patch_width * channels
-    const float* std;        // likewise
-    Operand scratch;         // (threads, rows_per_pass, depth)
+    const float* mean;  // for 8-bit pixels: the channel means, repeated over a patch's row of patch_width * channels
+    const float* std;   // likewise
+    Operand scratch;    // (threads, rows_per_pass, depth)
 };
 
 // Patch `patch` of an fp32 image (channels, height, width), as (channels, patch_height, patch_width).
@@ -46,8 +46,8 @@ void gather_floats(const PatchStep& step, const float* image, std::int64_t patch
     }
 }
 
-// Patch `patch` of an 8-bit image (height, width, channels), as (patch_height, patch_width, channels), normalised with the
-// very operations of vimrt::normalize(), so that both ways of giving an image agree.
+// Patch `patch` of an 8-bit image (height, width, channels), as (patch_height, patch_width, channels), normalised with
+// the very operations of vimrt::normalize(), so that both ways of giving an image agree.
 void gather_bytes(const PatchStep& step, const std::uint8_t* image, std::int64_t patch, float* out) {
     const std::int64_t top = patch / step.grid_columns * step.stride;
     const std::int64_t left = patch % step.grid_columns * step.stride;
@@ -102,7 +102,8 @@ void write_tokens(const PatchStep& step, const Frame& frame, std::int64_t image)
         for (std::int64_t i = 0; i < step.weight.columns; i += kLanes) {
             const Mask mask = first_lanes(step.weight.columns - i);
             Vec token = load(step.places.tokens[t] + i);
-            if (step.positions != nullptr) token = add(token, load(step.positions + row * step.weight.columns + i, mask));
+            if (step.positions != nullptr)
+                token = add(token, load(step.positions + row * step.weight.columns + i, mask));
             store(out + i, token, mask);
         }
     }

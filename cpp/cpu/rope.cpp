@@ -37,7 +37,11 @@ int lower_rope(Lowering& lowering, int node) {
     const ValueInfo& info = lowering.value(rope.input(0));
     const Operand in = lowering.read(rope.input(0));
     const Operand out = in_place_or_new(lowering, node, result, rope.input(0));
-    const RopeStep step{in, out, rows_of(lowering, result), info.shape[1], info.shape[2],
+    const RopeStep step{in,
+                        out,
+                        rows_of(lowering, result),
+                        info.shape[1],
+                        info.shape[2],
                         rope_tables(lowering, rope, info.grid_rows, info.grid_columns)};
     lowering.step("rope", run_rope, step, {in}, {out});
     return 1;

@@ -18,8 +18,9 @@ void run_select(const void* parameters, const Frame& frame) {
     const Range images = part_of(step.images, frame.thread, frame.threads);
     for (std::int64_t image = images.begin; image < images.end; ++image) {
         const float* tokens = floats(frame, step.in) + image * step.tokens * step.in.row_stride;
-        average_rows(tokens + step.selected.first * step.in.row_stride, tokens + step.selected.second * step.in.row_stride,
-                     step.columns, floats(frame, step.out) + image * step.out.row_stride);
+        average_rows(tokens + step.selected.first * step.in.row_stride,
+                     tokens + step.selected.second * step.in.row_stride, step.columns,
+                     floats(frame, step.out) + image * step.out.row_stride);
     }
 }
 

@@ -10,8 +10,8 @@ struct ConvWeights {
     const float* taps = nullptr;  // (width, stride): row `width - 1` belongs to the current token
     const float* bias = nullptr;  // (stride)
     std::int64_t width = 0;
-    std::int64_t stride = 0;      // channels, padded to whole registers
-    bool reversed = false;        // the sequence is read backwards: the tap before the last belongs to the next token
+    std::int64_t stride = 0;  // channels, padded to whole registers
+    bool reversed = false;    // the sequence is read backwards: the tap before the last belongs to the next token
 };
 
 // The tokens of one image: x (tokens, channels), rows `stride` floats apart.

@@ -1,9 +1,9 @@
 // Matrix products with packed weights: out = A B, with what a Vim block does before and after folded in.
 //
-// B is packed once, at load, into panels three registers wide (runtime/weights.h). A tile of 8 rows by one panel (4 rows
-// with AVX2) lives in 24 (12) accumulators: each step of the inner loop loads three registers of B and broadcasts
-// one element of each row of A straight from where it lies. A is not packed, K is not blocked: a Vim block's K is at most
-// a few thousand, so that 8 rows of A stay in the first-level cache while B streams from the second.
+// B is packed once, at load, into panels three registers wide (runtime/weights.h). A tile of 8 rows by one panel (4
+// rows with AVX2) lives in 24 (12) accumulators: each step of the inner loop loads three registers of B and broadcasts
+// one element of each row of A straight from where it lies. A is not packed, K is not blocked: a Vim block's K is at
+// most a few thousand, so that 8 rows of A stay in the first-level cache while B streams from the second.
 // docs/cpu-kernels.md compares this with OpenBLAS on the shapes of Vim.
 #pragma once
 
@@ -40,7 +40,7 @@ struct TileArguments {
     Epilogue epilogue;  // at the tile's first row and column
     float* out;
     std::int64_t out_stride;
-    Mask last;          // of the columns of the tile's last register
+    Mask last;  // of the columns of the tile's last register
 };
 
 template <int kRows, int kVectors>
@@ -100,9 +100,12 @@ constexpr TileFunction kTiles[kPanelVectors][kTileRows] = {
 #undef VIMRT_TILES
 };
 
-VIMRT_INLINE std::int64_t panel_count(const PackedMatrix& b) { return ceil_div(b.columns, kPanelWidth); }
+VIMRT_INLINE std::int64_t panel_count(const PackedMatrix& b) {
+    return ceil_div(b.columns, kPanelWidth);
+}
 
-// `rows` (up to any number) rows of A by panel `panel` of B. `epilogue` and `out` are at row 0 and column 0 of the whole.
+// `rows` (up to any number) rows of A by panel `panel` of B. `epilogue` and `out` are at row 0 and column 0 of the
+// whole.
 static inline void gemm_panel(std::int64_t rows, const float* a, std::int64_t a_stride, const PackedMatrix& b,
                               std::int64_t panel, const Epilogue& epilogue, float* out, std::int64_t out_stride) {
     const std::int64_t column = panel * kPanelWidth;

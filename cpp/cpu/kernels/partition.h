@@ -19,8 +19,14 @@ VIMRT_INLINE Range part_of(std::int64_t count, std::int64_t i, std::int64_t part
     return {count * i / parts, count * (i + 1) / parts};
 }
 
-VIMRT_INLINE std::int64_t min_of(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-VIMRT_INLINE std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-VIMRT_INLINE std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
+VIMRT_INLINE std::int64_t min_of(std::int64_t a, std::int64_t b) {
+    return a < b ? a : b;
+}
+VIMRT_INLINE std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+    return (a + b - 1) / b;
+}
+VIMRT_INLINE std::int64_t round_up(std::int64_t a, std::int64_t b) {
+    return ceil_div(a, b) * b;
+}
 
 }  // namespace vimrt::cpu::VIMRT_ISA

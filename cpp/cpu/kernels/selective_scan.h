@@ -2,8 +2,9 @@
 //
 //     h[n] <- 2^(delta A[n]) h[n] + (delta c) B[n],    y = D c + sum over n of C[n] h[n]
 //
-// Channels lie across the register's lanes; states are unrolled, up to 16 at a time in registers (4 with AVX2), and stay
-// there for the whole chunk. More states take several passes over the chunk, which is in the first-level cache by then.
+// Channels lie across the register's lanes; states are unrolled, up to 16 at a time in registers (4 with AVX2), and
+// stay there for the whole chunk. More states take several passes over the chunk, which is in the first-level cache by
+// then.
 #pragma once
 
 #include "kernels/partition.h"
@@ -14,24 +15,25 @@ namespace vimrt::cpu::VIMRT_ISA {
 // Tokens per chunk, at most: a chunk's c and delta, 2 * 32 * E floats, stay in the second-level cache.
 constexpr std::int64_t kChunk = 32;
 
-// A chunk of `tokens` tokens for one register of channels. Pointers are at the first token to be scanned; strides are in
-// floats and negative where the scan goes backwards.
+// A chunk of `tokens` tokens for one register of channels. Pointers are at the first token to be scanned; strides are
+// in floats and negative where the scan goes backwards.
 struct ScanChunk {
     std::int64_t tokens = 0;
     std::int64_t states = 0;
-    const float* c = nullptr;      // (tokens, lanes)
-    float* delta = nullptr;        // (tokens, lanes); overwritten by y
-    std::int64_t stride = 0;       // of c and delta
-    const float* b = nullptr;      // (tokens, states)
-    const float* c_out = nullptr;  // (tokens, states): C, which reads the state out
-    std::int64_t state_stride = 0; // of b and c_out
-    const float* rates = nullptr;  // (states, lanes): A log2(e)
-    const float* skip = nullptr;   // (lanes): D
-    float* h = nullptr;            // (states, lanes), read and written
+    const float* c = nullptr;       // (tokens, lanes)
+    float* delta = nullptr;         // (tokens, lanes); overwritten by y
+    std::int64_t stride = 0;        // of c and delta
+    const float* b = nullptr;       // (tokens, states)
+    const float* c_out = nullptr;   // (tokens, states): C, which reads the state out
+    std::int64_t state_stride = 0;  // of b and c_out
+    const float* rates = nullptr;   // (states, lanes): A log2(e)
+    const float* skip = nullptr;    // (lanes): D
+    float* h = nullptr;             // (states, lanes), read and written
 };
 
-// States [n, n + kStates) of the chunk. `y` (tokens, lanes), dense, holds the sum over the states before n, and receives
-// it with these added; in the last pass the sum goes to `chunk.delta` instead. Without earlier states it starts at D c.
+// States [n, n + kStates) of the chunk. `y` (tokens, lanes), dense, holds the sum over the states before n, and
+// receives it with these added; in the last pass the sum goes to `chunk.delta` instead. Without earlier states it
+// starts at D c.
 template <int kStates>
 static inline void scan_pass(const ScanChunk& chunk, std::int64_t n, float* y) {
     const bool first = n == 0;

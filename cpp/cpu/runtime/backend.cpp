@@ -73,7 +73,8 @@ public:
     // An image for every thread, so that each runs without the others; more where those still fit the caches.
     std::int64_t preferred_slice(std::int64_t batch, std::int64_t bytes_per_image) const override {
         const std::int64_t threads = team_.threads();
-        const std::int64_t rounds = std::max<std::int64_t>(1, cached_bytes_ / std::max<std::int64_t>(1, bytes_per_image * threads));
+        const std::int64_t rounds =
+            std::max<std::int64_t>(1, cached_bytes_ / std::max<std::int64_t>(1, bytes_per_image * threads));
         return std::min(batch, rounds * threads);
     }
 
@@ -81,9 +82,9 @@ public:
         const std::size_t padded = (std::max<std::size_t>(bytes, 1) + cache_line - 1) / cache_line * cache_line;
         void* memory = padded < bytes ? nullptr : std::aligned_alloc(cache_line, padded);
         if (memory == nullptr) {
-            throw OutOfMemory("the system refused " + std::to_string(bytes) + " bytes of memory (" +
-                              std::to_string(free_bytes()) +
-                              " are free); use a smaller batch or image, or give max_memory so that batches run in slices");
+            throw OutOfMemory(
+                "the system refused " + std::to_string(bytes) + " bytes of memory (" + std::to_string(free_bytes()) +
+                " are free); use a smaller batch or image, or give max_memory so that batches run in slices");
         }
         return memory;
     }
@@ -100,7 +101,8 @@ public:
         const Node& first = lowering.node(node);
         for (int i = 0; i < first.input_count(); ++i) {
             if (lowering.read(first.input(i)).dtype != DType::F32 && first.op() != "patch_embed") {
-                lowering.fail(node, "reads 8-bit pixels, which patch_embed alone takes; give the image as normalised float32");
+                lowering.fail(
+                    node, "reads 8-bit pixels, which patch_embed alone takes; give the image as normalised float32");
             }
         }
         return find(first.op())->lower(lowering, node);
@@ -140,6 +142,8 @@ private:
 
 }  // namespace
 
-std::unique_ptr<Backend> create_backend(const BackendOptions& options) { return std::make_unique<CpuBackend>(options); }
+std::unique_ptr<Backend> create_backend(const BackendOptions& options) {
+    return std::make_unique<CpuBackend>(options);
+}
 
 }  // namespace vimrt::cpu

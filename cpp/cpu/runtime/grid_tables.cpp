@@ -103,7 +103,8 @@ void fill_position_table(void* out, const void* context) {
     const std::int64_t new_tokens = request.grid.patches() + static_cast<std::int64_t>(old_places.size());
     std::vector<std::int64_t> new_places = class_token_indices(node, new_tokens);
     if (node.flag("first_entry", false)) {
-        for (std::size_t i = 0; i < old_places.size(); ++i) old_places[i] = new_places[i] = static_cast<std::int64_t>(i);
+        for (std::size_t i = 0; i < old_places.size(); ++i)
+            old_places[i] = new_places[i] = static_cast<std::int64_t>(i);
     }
     const auto is_in = [](const std::vector<std::int64_t>& places, std::int64_t token) {
         return std::find(places.begin(), places.end(), token) != places.end();

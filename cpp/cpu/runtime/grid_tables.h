@@ -14,8 +14,8 @@ namespace vimrt::cpu {
 const float* position_table(Lowering& lowering, const Node& node, std::int64_t grid_rows, std::int64_t grid_columns);
 
 // A rope node's tables for a grid of rows x columns patches: cosines (rows * columns, D), then sines. Where the grid is
-// not that of the file's tables they are computed: the first half of the channels turns with the row, the second with the
-// column, pair k by position * base_grid / grid * 10000^(-2k / (D / 2)).
+// not that of the file's tables they are computed: the first half of the channels turns with the row, the second with
+// the column, pair k by position * base_grid / grid * 10000^(-2k / (D / 2)).
 struct RopeTables {
     const float* cos = nullptr;
     const float* sin = nullptr;

@@ -9,6 +9,8 @@ struct InstructionSet {
     const char* name = nullptr;         // as VIMRT_CPU_ISA has it
     const char* description = nullptr;  // for people
     const OperatorEntry* operators = nullptr;
+    double (*probe_fma)(long steps) = nullptr;
+    double (*probe_exp)(long steps) = nullptr;
 };
 
 // The widest that the processor and the system support, or the one that the environment variable VIMRT_CPU_ISA names

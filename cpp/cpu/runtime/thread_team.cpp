@@ -20,9 +20,9 @@ namespace vimrt::cpu {
 
 namespace {
 
-// Pauses of some tens of nanoseconds each: together some 20 microseconds or more, which is what threads that share a step
-// differ by, and less than going to sleep and being woken costs. Where threads outnumber processors, the one waited for
-// needs the processor that spinning would hold.
+// Pauses of some tens of nanoseconds each: together some 20 microseconds or more, which is what threads that share a
+// step differ by, and less than going to sleep and being woken costs. Where threads outnumber processors, the one
+// waited for needs the processor that spinning would hold.
 constexpr int patient_spins = 2000;
 constexpr int hasty_spins = 10;
 
@@ -167,7 +167,8 @@ struct ThreadTeam::Impl {
 ThreadTeam::ThreadTeam(int threads) : threads_(threads), impl_(std::make_unique<Impl>(threads)) {
     try {
         for (int i = 1; i < threads; ++i) {
-            impl_->workers.emplace_back([impl = impl_.get(), i, threads] { impl->work(i, static_cast<std::uint32_t>(threads)); });
+            impl_->workers.emplace_back(
+                [impl = impl_.get(), i, threads] { impl->work(i, static_cast<std::uint32_t>(threads)); });
         }
     } catch (const std::system_error& error) {
         impl_->stop();
@@ -187,8 +188,9 @@ ThreadTeam::~ThreadTeam() {
 
 void ThreadTeam::run(void (*function)(void*, int), void* argument) {
     if (impl_->owner != getpid() && threads_ > 1) {
-        throw DeviceError("this engine was made before fork(), and its threads stayed in the parent process; make a new "
-                          "Engine in the child, or use threads=1");
+        throw DeviceError(
+            "this engine was made before fork(), and its threads stayed in the parent process; make a new "
+            "Engine in the child, or use threads=1");
     }
     const std::lock_guard lock(impl_->one_run);
     if (threads_ > 1) {

@@ -30,14 +30,17 @@ float weight_element(const Weight& weight, std::int64_t i) {
     }
     std::uint16_t bits;
     std::memcpy(&bits, static_cast<const char*>(weight.data) + i * 2, 2);
-    return weight.dtype == DType::BF16 ? std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16) : half_to_float(bits);
+    return weight.dtype == DType::BF16 ? std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16)
+                                       : half_to_float(bits);
 }
 
 namespace {
 
 constexpr std::int64_t registers_per_panel = 3;
 
-std::int64_t round_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b * b; }
+std::int64_t round_up(std::int64_t a, std::int64_t b) {
+    return (a + b - 1) / b * b;
+}
 
 std::string key_of(const char* layout, const Weight& weight, int lanes, const Weight* gamma) {
     std::string key = std::string(layout) + std::to_string(lanes) + " " + weight.name;
@@ -126,9 +129,10 @@ void fill_decay_rates(void* out, const void* context) {
     for (std::int64_t first = 0; first < channels; first += request.lanes) {
         for (std::int64_t n = 0; n < states; ++n) {
             for (std::int64_t e = first; e < first + request.lanes; ++e) {
-                *next++ = e < channels
-                              ? static_cast<float>(-std::exp(double{weight_element(*request.a_log, e * states + n)}) * log2_e)
-                              : 0.0F;
+                *next++ =
+                    e < channels
+                        ? static_cast<float>(-std::exp(double{weight_element(*request.a_log, e * states + n)}) * log2_e)
+                        : 0.0F;
             }
         }
     }
@@ -167,10 +171,9 @@ const float* float_vector(Lowering& lowering, const Weight& weight, int lanes, c
 
 const float* conv_taps(Lowering& lowering, const Weight& weight, int lanes) {
     const VectorRequest request{&weight, nullptr, round_up(weight.shape[0], lanes)};
-    return static_cast<const float*>(
-        lowering.engine_constant(key_of("taps of ", weight, lanes, nullptr).c_str(),
-                                 static_cast<std::size_t>(request.padded * weight.shape[2]) * sizeof(float),
-                                 fill_conv_taps, &request));
+    return static_cast<const float*>(lowering.engine_constant(
+        key_of("taps of ", weight, lanes, nullptr).c_str(),
+        static_cast<std::size_t>(request.padded * weight.shape[2]) * sizeof(float), fill_conv_taps, &request));
 }
 
 const float* decay_rates(Lowering& lowering, const Weight& a_log, int lanes) {

@@ -28,8 +28,8 @@ PackedMatrix packed_linear(Lowering& lowering, const Weight& weight, int lanes, 
 // As packed_linear, with zero columns added up to a multiple of `lanes`.
 PackedMatrix packed_linear_padded(Lowering& lowering, const Weight& weight, int lanes);
 
-// The patch embedding's weight (D, C, P, Q) as a (C P Q) x D matrix; with `channels_last` its rows are ordered (P, Q, C),
-// as the bytes of an NHWC image are.
+// The patch embedding's weight (D, C, P, Q) as a (C P Q) x D matrix; with `channels_last` its rows are ordered (P, Q,
+// C), as the bytes of an NHWC image are.
 PackedMatrix packed_patches(Lowering& lowering, const Weight& weight, int lanes, bool channels_last);
 
 // All elements in order, as fp32, with zeros up to a multiple of `lanes`. Element f is
