@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Vimrt
 
-from vimrt import Engine, _vimrt
+from vimrt import Engine
 from vimrt.bench.timing import Timing, interleave
 from vimrt.bench.work import Work, work_of
 from vimrt.export import VimConfig, export_checkpoint
@@ -118,7 +118,6 @@ def test_json_and_output_say_the_same(vimrt: Vimrt, tiny_model: Path, tmp_path: 
     assert result["planned_peak"] == Engine(tiny_model, threads=1).program()["peak"]
 
 
-@pytest.mark.skipif(not hasattr(_vimrt, "cpu_rates"), reason="this build does not measure the processor's rates")
 def test_the_floor_is_the_work_at_the_measured_rates(vimrt: Vimrt, tiny_model: Path) -> None:
     document = json.loads(vimrt("bench", tiny_model, "--runs", "3", "--json").stdout)
     (result,), rates = document["results"], document["rates"]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import vimrt
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -61,6 +63,26 @@ def test_public_headers_stand_alone(installed: Path, tmp_path: Path) -> None:
         source.write_text(f"#include <vimrt/{header.name}>\n")
         run("g++", "-std=c++20", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only",
             "-I", installed / "include", source)  # fmt: skip
+
+
+def test_embedding_application_agrees_with_python(
+    installed: Path, tiny_model: Path, images: Path, tmp_path: Path
+) -> None:
+    """examples/embed finds the installed package, and its output is Python's to the printed digit."""
+    run(
+        "cmake", "-S", REPOSITORY / "examples" / "embed", "-B", tmp_path / "build",
+        f"-DCMAKE_PREFIX_PATH={installed}", "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Wpedantic -Werror",
+    )  # fmt: skip
+    run("cmake", "--build", tmp_path / "build")
+    photograph = vimrt.load_image(images / "b.png")
+    rows, columns, _ = photograph.shape
+    (tmp_path / "photo.ppm").write_bytes(f"P6 {columns} {rows} 255\n".encode() + photograph.tobytes())
+    printed = run(tmp_path / "build" / "embed", tiny_model, tmp_path / "photo.ppm")
+    expected = vimrt.Engine(tiny_model, device="cpu").classify(photograph)
+    for line, prediction in zip(printed.splitlines(), expected, strict=True):
+        label, probability = line.rsplit(maxsplit=1)
+        assert label == prediction.label
+        assert probability == f"{prediction.probability:.4f}"
 
 
 def test_cuda_can_be_left_out(tmp_path: Path) -> None:

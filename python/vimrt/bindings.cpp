@@ -232,4 +232,16 @@ PYBIND11_MODULE(_vimrt, m) {
     bind_engine(m);
     bind_planner(m);
     bind_preprocess(m);
+    m.def(
+        "cpu_rates",
+        [](int threads) {
+            vimrt::CpuRates rates;
+            {
+                const py::gil_scoped_release release;
+                rates = vimrt::measure_cpu_rates(threads);
+            }
+            return py::dict(py::arg("exp_per_second") = rates.exp_per_second,
+                            py::arg("fma_flops_per_second") = rates.fma_flops_per_second);
+        },
+        py::arg("threads") = 0);
 }

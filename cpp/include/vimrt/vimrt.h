@@ -5,4 +5,5 @@
 #include "vimrt/error.h"
 #include "vimrt/planner.h"
 #include "vimrt/preprocess.h"
+#include "vimrt/rates.h"
 #include "vimrt/tensor.h"

@@ -164,7 +164,7 @@ def run_benchmark(settings: Settings, progress: Progress = lambda text: None) ->
     if settings.peers and engine.device != "cpu":
         raise ValueError(f"the peers run on the CPU, but the engine on {engine.device}; give device cpu")
     rates = None
-    if engine.device == "cpu" and hasattr(_vimrt, "cpu_rates"):
+    if engine.device == "cpu":
         progress(f"measuring the rates of {engine.threads} threads")
         rates = _vimrt.cpu_rates(engine.threads)
     sizes = settings.image_sizes or (engine.image_size,)
