@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import LABELS, Vimrt
 from PIL import Image
+from safetensors.torch import save_file
 
 from vimrt import Engine
 
@@ -18,7 +19,8 @@ from vimrt import Engine
 def example(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "example"
     (folder / "images").mkdir(parents=True)
-    shutil.copy(tiny_checkpoint, folder / "vim_fashion_mnist.pth")
+    save_file(torch.load(tiny_checkpoint, weights_only=True)["model"], folder / "vim_fashion_mnist.safetensors")
+    (folder / "export.json").write_text(json.dumps({"image_size": 28, "crop": 1.0}))
     (folder / "labels.txt").write_text("\n".join(LABELS))
     for number in (3, 9):
         pixels = np.random.default_rng(number).integers(0, 256, (28, 28), dtype=np.uint8)

@@ -1,7 +1,7 @@
 """Trains a small Vision Mamba on Fashion-MNIST and writes a checkpoint that `vimrt export` reads.
 
-Runs on the CPU or one CUDA GPU. The checkpoint has the layout of the published ones: {"model": state dict},
-matrices in fp16, small parameters in fp32.
+Runs on the CPU or one CUDA GPU. The checkpoint holds the tensors of the published ones by the same names, matrices in
+fp16, small parameters in fp32, as safetensors: exporting it needs no PyTorch.
 """
 
 # torch leaves Tensor.split, Tensor.backward and others without types.
@@ -24,6 +24,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
@@ -46,7 +47,7 @@ EXAMPLE = """examples:
   the kept checkpoint's recipe:
     python examples/fashion_mnist/train.py --device cuda --compile --graph
   a quick try, on a CPU too:
-    python examples/fashion_mnist/train.py --limit 256 --epochs 1 --warmup-epochs 0.5 --output /tmp/try.pth
+    python examples/fashion_mnist/train.py --limit 256 --epochs 1 --warmup-epochs 0.5 --output /tmp/try.safetensors
 """
 
 
@@ -281,14 +282,14 @@ class Progress:
 
 
 def save_checkpoint(state: dict[str, Tensor], path: Path) -> None:
-    """Writes {"model": state}, matrices in fp16, small parameters in fp32, and never half a file."""
+    """Writes the state, matrices in fp16, small parameters in fp32, and never half a file."""
     stored = {
-        name: value.detach().cpu().to(torch.float32 if is_small(name, value) else torch.float16)
+        name: value.detach().cpu().contiguous().to(torch.float32 if is_small(name, value) else torch.float16)
         for name, value in state.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".part")
-    torch.save({"model": stored}, unfinished)
+    save_file(stored, unfinished)
     unfinished.replace(path)
 
 
@@ -316,7 +317,9 @@ def arguments() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=DEBIAN_DATA, help="folder of the four .gz files (%(default)s)")
-    parser.add_argument("--output", type=Path, default=HERE / "vim_fashion_mnist.pth", help="checkpoint to write")
+    parser.add_argument(
+        "--output", type=Path, default=HERE / "vim_fashion_mnist.safetensors", help="checkpoint to write"
+    )
     parser.add_argument("--metrics", type=Path, help="JSON file to write (metrics.json beside the checkpoint)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     parser.add_argument("--compile", action="store_true", help="compile the blocks with torch.compile")
@@ -356,7 +359,7 @@ def main() -> None:
     save_checkpoint(average, options.output)
 
     # What is reported is what was saved: the rounded weights, in the plain fp32 reference.
-    saved = torch.load(options.output, weights_only=True)["model"]
+    saved = load_file(options.output)
     result = accuracy(VisionMamba.from_state_dict(CONFIG, saved).to(device), test_images, test_labels)
     metrics = {
         "accuracy": result,

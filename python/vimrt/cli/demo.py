@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -19,12 +20,8 @@ from . import CommandError
 from .options import Subparsers, add_command, add_json
 from .output import add_row, memory, print_json, printable, show, table
 
-# What the example was trained with (its README): 28x28 images as they are, and the mean and deviation of all training
-# pixels, in 0..1.
-_SIZE = 28
-_MEAN, _STD = 0.2860, 0.3530
-
-_CHECKPOINT, _LABELS, _IMAGES = "vim_fashion_mnist.pth", "labels.txt", "images"
+# In the example's folder; _RECIPE holds the options of export_checkpoint that no tensor of the checkpoint tells.
+_CHECKPOINT, _RECIPE, _LABELS, _IMAGES = "vim_fashion_mnist.safetensors", "export.json", "labels.txt", "images"
 _BAR_WIDTH = 20
 
 _EXAMPLES = """\
@@ -74,15 +71,8 @@ def run(args: argparse.Namespace) -> int:
     checkpoint, images = _find(args.folder)
     with ExitStack() as stack:
         output = args.output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "vim_fashion_mnist.vimrt"
-        report = export_checkpoint(
-            checkpoint,
-            output,
-            image_size=_SIZE,
-            crop=1.0,
-            mean=[_MEAN] * 3,
-            std=[_STD] * 3,
-            labels=args.folder / _LABELS,
-        )
+        recipe = json.loads((args.folder / _RECIPE).read_text())
+        report = export_checkpoint(checkpoint, output, labels=args.folder / _LABELS, **recipe)
         engine = Engine(output)
         start = time.perf_counter()
         guesses = [_classify(engine, image) for image in images]
@@ -101,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 def _find(folder: Path) -> tuple[Path, list[Path]]:
     """The example's checkpoint and images. Raises CommandError where they are not."""
     checkpoint, images = folder / _CHECKPOINT, sorted((folder / _IMAGES).glob("*.png"))
-    for needed in (checkpoint, folder / _LABELS):
+    for needed in (checkpoint, folder / _RECIPE, folder / _LABELS):
         if not needed.is_file():
             raise CommandError(
                 f"{needed}: there is no such file; run `vimrt demo` in a clone of the vimrt repository, "

@@ -1,0 +1,77 @@
+"""The trained example: exported, and run on all 10,000 test images beside the PyTorch reference."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import vimrt
+from vimrt.export import VimConfig, export_checkpoint
+from vimrt.export.reference import VisionMamba
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "fashion_mnist"
+CHECKPOINT = EXAMPLE / "vim_fashion_mnist.safetensors"
+#: Debian's package dataset-fashion-mnist.
+DATA = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> vimrt.Engine:
+    path = tmp_path_factory.mktemp("fashion") / "model.vimrt"
+    recipe = json.loads((EXAMPLE / "export.json").read_text())
+    export_checkpoint(CHECKPOINT, path, labels=EXAMPLE / "labels.txt", **recipe)
+    return vimrt.Engine(path, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def reference(engine: vimrt.Engine) -> VisionMamba:
+    config = json.loads(engine.info["metadata"]["model"])["config"]
+    state = {name: tensor.float() for name, tensor in load_file(CHECKPOINT).items()}
+    return VisionMamba.from_state_dict(VimConfig.from_json(json.dumps(config)), state)
+
+
+def read(name: str, header: int) -> npt.NDArray[np.uint8]:
+    """The bytes of a gzipped IDX file after its header."""
+    return np.frombuffer(gzip.decompress((DATA / name).read_bytes()), np.uint8, offset=header)
+
+
+def as_photographs(gray: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(np.repeat(gray.reshape(-1, 28, 28, 1), 3, axis=3))
+
+
+def test_the_checkpoint_is_small() -> None:
+    assert CHECKPOINT.stat().st_size <= 4_000_000
+
+
+def test_the_images_are_recognised(engine: vimrt.Engine) -> None:
+    images = sorted((EXAMPLE / "images").glob("*.png"))
+    assert len(images) >= 10
+    right = sum(engine.classify(image, 1)[0].label == engine.labels[int(image.name[:2])] for image in images)
+    assert right >= len(images) - 1
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the test images are missing: apt install dataset-fashion-mnist")
+def test_accuracy_is_the_references(engine: vimrt.Engine, reference: VisionMamba) -> None:
+    gray = read("t10k-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
+    truth = read("t10k-labels-idx1-ubyte.gz", 8)
+    assert len(gray) == len(truth) == 10_000
+    found = engine.run(as_photographs(gray)).argmax(1)
+    expected = np.empty_like(found)
+    with torch.inference_mode():
+        for begin in range(0, len(gray), 500):
+            part = slice(begin, begin + 500)
+            pixels = torch.from_numpy(engine.preprocess(as_photographs(gray[part])))
+            expected[part] = reference(pixels).argmax(1).numpy()
+    accuracy, reference_accuracy = np.mean(found == truth), np.mean(expected == truth)
+    print(f"accuracy on 10,000 test images: engine {accuracy:.2%}, PyTorch reference {reference_accuracy:.2%}")
+    assert accuracy >= 0.93
+    assert abs(accuracy - reference_accuracy) <= 0.0005
+    assert abs(accuracy - json.loads((EXAMPLE / "metrics.json").read_text())["accuracy"]) <= 0.0005
