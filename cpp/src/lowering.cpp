@@ -227,10 +227,10 @@ Operand Lowering::read(ValueId value) {
     return operand;
 }
 
-Operand Lowering::write(ValueId value, DType dtype) {
+Operand Lowering::write(ValueId value, DType dtype, std::int64_t room) {
     const std::int64_t columns = impl_.columns(value);
     return impl_.storage(value) = impl_.new_buffer(impl_.graph_.value_names[LoweringImpl::index(value)],
-                                                   impl_.rows(value) * columns, dtype, columns);
+                                                   impl_.rows(value) * columns + room, dtype, columns);
 }
 
 Operand Lowering::in_place(ValueId result, ValueId source) { return impl_.storage(result) = read(source); }

@@ -65,7 +65,8 @@ public:
     bool last_read_at(ValueId value, int index) const;
 
     Operand read(ValueId value);                             // the data of a value that exists
-    Operand write(ValueId value, DType dtype = DType::F32);  // new dense storage
+    // New dense storage, with room for `room` more elements behind the value's own.
+    Operand write(ValueId value, DType dtype = DType::F32, std::int64_t room = 0);
     // `result` takes over `source`'s storage; `source` is gone afterwards. Call only where last_read_at() holds.
     Operand in_place(ValueId result, ValueId source);
     // `part` is columns [column, column + its width) of `whole`, without a copy.
