@@ -46,8 +46,8 @@ def measure(settings: Settings) -> Report:
         print(text, file=sys.stderr, flush=True)
 
     everyone = run_benchmark(replace(settings, image_sizes=[BESIDE_ALL], peers=["deit", "vim"]), progress)
-    deit = run_benchmark(replace(settings, image_sizes=[BESIDE_DEIT], peers=["deit"]), progress)
-    alone = run_benchmark(replace(settings, image_sizes=ALONE), progress)
+    deit = run_benchmark(replace(settings, image_sizes=[BESIDE_DEIT], peers=["deit"]), progress, everyone.rates)
+    alone = run_benchmark(replace(settings, image_sizes=ALONE), progress, everyone.rates)
     cases = sorted((*everyone.cases, *deit.cases, *alone.cases), key=lambda case: case.image_size)
     return replace(everyone, cases=cases)
 

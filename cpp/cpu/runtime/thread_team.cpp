@@ -187,22 +187,22 @@ ThreadTeam::~ThreadTeam() {
 }
 
 void ThreadTeam::run(void (*function)(void*, int), void* argument) {
-    if (impl_->owner != getpid() && threads_ > 1) {
+    const FlushDenormals flush;
+    if (threads_ == 1) {  // nothing is shared: any number of callers at once
+        function(argument, 0);
+        return;
+    }
+    if (impl_->owner != getpid()) {
         throw DeviceError(
             "this engine was made before fork(), and its threads stayed in the parent process; make a new "
             "Engine in the child, or use threads=1");
     }
     const std::lock_guard lock(impl_->one_run);
-    if (threads_ > 1) {
-        impl_->function = function;
-        impl_->argument = argument;
-        impl_->turn.fetch_add(1, std::memory_order_release);
-        impl_->turn.notify_all();
-    }
-    {
-        const FlushDenormals flush;
-        function(argument, 0);
-    }
+    impl_->function = function;
+    impl_->argument = argument;
+    impl_->turn.fetch_add(1, std::memory_order_release);
+    impl_->turn.notify_all();
+    function(argument, 0);
     impl_->finish.wait(static_cast<std::uint32_t>(threads_), impl_->spins);
 }
 

@@ -25,7 +25,7 @@ public:
     int threads() const { return threads_; }
 
     // Calls `function(argument, thread)` on every thread of the team and returns when all have returned. One run at a
-    // time: other callers wait their turn. `function` must not throw. Denormals count as zero during a run: a state
+    // time: other callers wait their turn, except that a team of one thread has as many runs as there are callers. `function` must not throw. Denormals count as zero during a run: a state
     // that has decayed costs no more than another.
     void run(void (*function)(void* argument, int thread), void* argument);
 

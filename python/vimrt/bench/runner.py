@@ -152,8 +152,10 @@ def _case_to_dict(case: Case) -> dict[str, Any]:
     }
 
 
-def run_benchmark(settings: Settings, progress: Progress = lambda text: None) -> Report:
-    """Measures every image size with every batch.
+def run_benchmark(
+    settings: Settings, progress: Progress = lambda text: None, rates: Mapping[str, float] | None = None
+) -> Report:
+    """Measures every image size with every batch; also the CPU's rates, unless they are given.
 
     Raises:
         ValueError: a peer cannot be compared with this model or on this device.
@@ -163,8 +165,7 @@ def run_benchmark(settings: Settings, progress: Progress = lambda text: None) ->
     engine = _load(settings)
     if settings.peers and engine.device != "cpu":
         raise ValueError(f"the peers run on the CPU, but the engine on {engine.device}; give device cpu")
-    rates = None
-    if engine.device == "cpu":
+    if engine.device == "cpu" and rates is None:
         progress(f"measuring the rates of {engine.threads} threads")
         rates = _vimrt.cpu_rates(engine.threads)
     sizes = settings.image_sizes or (engine.image_size,)
