@@ -41,7 +41,8 @@ public:
         }
         fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
         if (fd_ < 0) {
-            throw FormatError(path + ": cannot be opened: " + std::strerror(errno) + "; check the path and its permissions");
+            throw FormatError(path + ": cannot be opened: " + std::strerror(errno) +
+                              "; check the path and its permissions");
         }
     }
     ~FileDescriptor() { ::close(fd_); }
@@ -76,20 +77,23 @@ void check_coverage(std::vector<Extent> extents, std::uint64_t header_end, std::
     for (const Extent& extent : extents) {
         if (extent.begin != covered) {
             throw FormatError(path + ": tensor " + in_quotes(*extent.name) + " begins at byte " +
-                              with_commas(header_end + extent.begin) + " where byte " + with_commas(header_end + covered) +
+                              with_commas(header_end + extent.begin) + " where byte " +
+                              with_commas(header_end + covered) +
                               " was expected; tensors may neither overlap nor leave holes");
         }
         covered = extent.end;
     }
     const std::uint64_t data_bytes = file_size - header_end;
     if (covered > data_bytes) {
-        const auto cut = std::find_if(extents.begin(), extents.end(), [&](const Extent& e) { return e.end > data_bytes; });
-        throw FormatError(path + ": tensor " + in_quotes(*cut->name) + " ends at byte " + with_commas(header_end + cut->end) +
-                          " but the file has " + with_commas(file_size) + "; it was cut short, copy it again");
+        const auto cut =
+            std::find_if(extents.begin(), extents.end(), [&](const Extent& e) { return e.end > data_bytes; });
+        throw FormatError(path + ": tensor " + in_quotes(*cut->name) + " ends at byte " +
+                          with_commas(header_end + cut->end) + " but the file has " + with_commas(file_size) +
+                          "; it was cut short, copy it again");
     }
     if (covered < data_bytes) {
-        throw FormatError(path + ": the tensors end at byte " + with_commas(header_end + covered) + " but the file has " +
-                          with_commas(file_size) + "; there is something else at its end");
+        throw FormatError(path + ": the tensors end at byte " + with_commas(header_end + covered) +
+                          " but the file has " + with_commas(file_size) + "; there is something else at its end");
     }
 }
 
@@ -110,7 +114,8 @@ Preprocessing parse_preprocessing(const std::string& text, const std::string& pa
         throw FormatError(place + ": \"crop\" is " + std::to_string(recipe.crop) + "; it must be from 0.01 to 1");
     }
     if (const std::string method = string_member(json, "interpolation", place); method != "bicubic") {
-        throw FormatError(place + ": \"interpolation\" is " + in_quotes(method) + "; this version knows \"bicubic\" only");
+        throw FormatError(place + ": \"interpolation\" is " + in_quotes(method) +
+                          "; this version knows \"bicubic\" only");
     }
     for (const char* key : {"mean", "std"}) {
         const Json& values = array_member(json, key, place);
@@ -144,16 +149,17 @@ int parse_format_version(const std::map<std::string, std::string>& metadata, con
                           " where \"vimrt\" was expected; make a .vimrt file with: vimrt export " + path);
     }
     const std::string& text = metadata_entry(metadata, "format_version", path);
-    const bool digits = !text.empty() && text.size() <= 6 && std::all_of(text.begin(), text.end(), [](char c) {
-        return c >= '0' && c <= '9';
-    });
+    const bool digits = !text.empty() && text.size() <= 6 &&
+                        std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
     if (!digits || std::stoi(text) < 1) {
-        throw FormatError(path + ": \"format_version\" is " + in_quotes(text) + " where a positive integer was expected");
+        throw FormatError(path + ": \"format_version\" is " + in_quotes(text) +
+                          " where a positive integer was expected");
     }
     const int version = std::stoi(text);
     if (version > newest_format_version) {
         throw FormatError(path + ": written in format version " + text + ", but this vimrt reads versions up to " +
-                          std::to_string(newest_format_version) + "; install a newer vimrt, or export again with this one");
+                          std::to_string(newest_format_version) +
+                          "; install a newer vimrt, or export again with this one");
     }
     return version;
 }
@@ -176,7 +182,9 @@ MappedFile::MappedFile(const std::string& path) {
     data_ = static_cast<const std::byte*>(mapped);
 }
 
-MappedFile::~MappedFile() { ::munmap(const_cast<std::byte*>(data_), size_); }
+MappedFile::~MappedFile() {
+    ::munmap(const_cast<std::byte*>(data_), size_);
+}
 
 void MappedFile::release_pages(const void* begin, std::size_t bytes) const {
     const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
@@ -204,7 +212,8 @@ void ModelFile::read_tensors() {
     }
     if (header_bytes > max_header_bytes) {
         throw FormatError(path + ": the header's length reads " + with_commas(header_bytes) + " bytes where at most " +
-                          with_commas(max_header_bytes) + " are allowed; this is no .vimrt file, or its start is damaged");
+                          with_commas(max_header_bytes) +
+                          " are allowed; this is no .vimrt file, or its start is damaged");
     }
     const std::uint64_t header_end = 8 + header_bytes;
     if (header_end > mapping.size()) {
@@ -213,7 +222,8 @@ void ModelFile::read_tensors() {
     }
     const std::string_view text(reinterpret_cast<const char*>(mapping.data()) + 8, header_bytes);
     if (text.empty() || text.front() != '{') {
-        throw FormatError(path + ": the header does not begin with '{'; this is no .vimrt file, or its start is damaged");
+        throw FormatError(path +
+                          ": the header does not begin with '{'; this is no .vimrt file, or its start is damaged");
     }
     const Json header = parse_json(text, max_header_depth, path + ": header");
 
@@ -221,17 +231,20 @@ void ModelFile::read_tensors() {
     for (const auto& [name, entry] : header.items()) {
         if (name == "__metadata__") {
             object_member(header, "__metadata__", path + ": header");
-            for (const auto& [key, value] : entry.items()) metadata[key] = to_text(value, in_quotes(key), path + ": metadata");
+            for (const auto& [key, value] : entry.items())
+                metadata[key] = to_text(value, in_quotes(key), path + ": metadata");
             continue;
         }
         const JsonPlace place = path + ": tensor " + in_quotes(name);
         const std::string dtype_name = string_member(entry, "dtype", place);
         const std::optional<DType> dtype = weight_dtype(dtype_name);
         if (!dtype) {
-            throw FormatError(place + " has the dtype " + in_quotes(dtype_name) + " where F32, F16 or BF16 was expected");
+            throw FormatError(place + " has the dtype " + in_quotes(dtype_name) +
+                              " where F32, F16 or BF16 was expected");
         }
         std::vector<std::int64_t> dims;
-        for (const Json& dim : array_member(entry, "shape", place)) dims.push_back(to_integer(dim, "a dimension", place));
+        for (const Json& dim : array_member(entry, "shape", place))
+            dims.push_back(to_integer(dim, "a dimension", place));
         const Json& offsets = array_member(entry, "data_offsets", place);
         if (offsets.size() != 2) throw FormatError(place + ": \"data_offsets\" must hold begin and end");
         const auto begin = static_cast<std::uint64_t>(to_integer(offsets[0], "the begin offset", place));
@@ -254,7 +267,8 @@ void ModelFile::read_tensors() {
         }
         if ((header_end + begin) % size_of(*dtype) != 0) {
             throw FormatError(place + " begins at byte " + with_commas(header_end + begin) + ", no multiple of its " +
-                              std::to_string(size_of(*dtype)) + "-byte elements; write the file with vimrt or the safetensors package");
+                              std::to_string(size_of(*dtype)) +
+                              "-byte elements; write the file with vimrt or the safetensors package");
         }
         weight.name = name;
         weight.dtype = *dtype;

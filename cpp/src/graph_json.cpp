@@ -78,7 +78,8 @@ private:
 
     void parse_input(const Json& inputs) {
         const JsonPlace place = place_ + ", inputs";
-        if (inputs.size() != 1) throw FormatError(place + ": there are " + std::to_string(inputs.size()) + " where 1 was expected");
+        if (inputs.size() != 1)
+            throw FormatError(place + ": there are " + std::to_string(inputs.size()) + " where 1 was expected");
         const Json& input = inputs[0];
         graph_.input.name = string_member(input, "name", place);
         graph_.input.value = define(graph_.input.name, place);
@@ -107,8 +108,8 @@ private:
 
         const Operator* op = find_operator(node.op_);
         if (op == nullptr) {
-            throw FormatError(place + ": the operator " + in_quotes(node.op_) + " is unknown to this vimrt; known are " +
-                              operator_names() + "; install a newer vimrt");
+            throw FormatError(place + ": the operator " + in_quotes(node.op_) +
+                              " is unknown to this vimrt; known are " + operator_names() + "; install a newer vimrt");
         }
         for (const std::string& name : to_strings(member(json, "inputs", place), "\"inputs\"", place)) {
             node.inputs_.push_back(use(name, place));

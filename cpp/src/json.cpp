@@ -29,7 +29,8 @@ std::string_view around(std::string_view text, std::size_t at) {
 Json parse_json(std::string_view text, int max_depth, const JsonPlace& place) {
     // The parser would take a NUL for the end and ignore what follows.
     if (const std::size_t nul = text.find('\0'); nul != std::string_view::npos) {
-        throw FormatError(place + ": no valid JSON: byte " + std::to_string(nul) + " is NUL; the file is damaged, export or copy it again");
+        throw FormatError(place + ": no valid JSON: byte " + std::to_string(nul) +
+                          " is NUL; the file is damaged, export or copy it again");
     }
     std::vector<std::set<std::string>> keys;  // of the objects that are open now
     std::size_t values = 0;
@@ -59,7 +60,8 @@ Json parse_json(std::string_view text, int max_depth, const JsonPlace& place) {
         throw FormatError(place + ": no valid JSON at byte " + std::to_string(error.byte) + ", near " +
                           in_quotes(around(text, error.byte)) + "; the file is damaged, export or copy it again");
     } catch (const Json::out_of_range&) {
-        throw FormatError(place + ": no valid JSON: a number is too large to be read; the file is damaged, export or copy it again");
+        throw FormatError(
+            place + ": no valid JSON: a number is too large to be read; the file is damaged, export or copy it again");
     }
 }
 

@@ -62,7 +62,8 @@ void infer_add_position(const ShapeInference& s) {
     const ValueInfo& info = s.input(0);
     s.expect(in[1] == s.elements({info.grid_rows, info.grid_columns}) + extra,
              "there are " + std::to_string(in[1]) + " tokens where " + std::to_string(info.grid_rows) + "x" +
-                 std::to_string(info.grid_columns) + " patches and " + std::to_string(extra) + " class tokens were expected");
+                 std::to_string(info.grid_columns) + " patches and " + std::to_string(extra) +
+                 " class tokens were expected");
     s.output(0, in, info);
 }
 
@@ -78,8 +79,8 @@ void infer_rope(const ShapeInference& s) {
     s.expect_weight("sin", {trained, in[2]});
     const ValueInfo& info = s.input(0);
     s.expect(in[1] == s.elements({info.grid_rows, info.grid_columns}),
-             "there are " + std::to_string(in[1]) + " tokens where one for each of the " + std::to_string(info.grid_rows) +
-                 "x" + std::to_string(info.grid_columns) + " patches was expected");
+             "there are " + std::to_string(in[1]) + " tokens where one for each of the " +
+                 std::to_string(info.grid_rows) + "x" + std::to_string(info.grid_columns) + " patches was expected");
     s.output(0, in, info);
 }
 
@@ -87,8 +88,8 @@ void infer_add_norm(const ShapeInference& s) {
     const Shape& hidden = s.input(0).shape;
     s.expect(hidden.rank() >= 2, "the input " + hidden.to_string() + " has fewer than 2 dimensions");
     if (s.node().input_count() == 2) {
-        s.expect(s.input(1).shape == hidden, "hidden " + hidden.to_string() + " and residual " +
-                                                 s.input(1).shape.to_string() + " differ in shape");
+        s.expect(s.input(1).shape == hidden,
+                 "hidden " + hidden.to_string() + " and residual " + s.input(1).shape.to_string() + " differ in shape");
     }
     s.expect_text("norm", {"rms", "layer"});
     const double eps = s.node().number("eps");
@@ -117,7 +118,8 @@ void infer_split(const ShapeInference& s) {
     const Shape& in = s.input(0).shape;
     s.expect(in.rank() >= 2, "the input " + in.to_string() + " has fewer than 2 dimensions");
     const auto& sizes = s.node().integers("sizes");
-    s.expect(static_cast<int>(sizes.size()) == s.node().output_count(), "\"sizes\" must hold one entry for each output");
+    s.expect(static_cast<int>(sizes.size()) == s.node().output_count(),
+             "\"sizes\" must hold one entry for each output");
     std::int64_t left = in[-1];
     for (std::size_t i = 0; i < sizes.size(); ++i) {
         s.expect(sizes[i] > 0 && sizes[i] <= left, "\"sizes\" must be positive and sum to " + std::to_string(in[-1]));
@@ -305,8 +307,8 @@ void ShapeInference::expect_text(const char* key, std::initializer_list<const ch
 }
 
 const Operator* find_operator(const std::string& name) {
-    const auto* found = std::find_if(std::begin(operators), std::end(operators),
-                                     [&](const Operator& op) { return name == op.name; });
+    const auto* found =
+        std::find_if(std::begin(operators), std::end(operators), [&](const Operator& op) { return name == op.name; });
     return found == std::end(operators) ? nullptr : found;
 }
 
