@@ -16,7 +16,9 @@ ArenaPool::Lease::Lease(ArenaPool& pool, std::int64_t bytes) : pool_(pool) {
     bytes_ = arena.bytes;
 }
 
-ArenaPool::Lease::~Lease() { pool_.release({memory_, bytes_}); }
+ArenaPool::Lease::~Lease() {
+    pool_.release({memory_, bytes_});
+}
 
 std::int64_t ArenaPool::bytes() const {
     const std::lock_guard lock(mutex_);
@@ -24,8 +26,8 @@ std::int64_t ArenaPool::bytes() const {
 }
 
 void ArenaPool::free_smallest_idle() {
-    const auto smallest = std::min_element(idle_.begin(), idle_.end(),
-                                           [](const Arena& a, const Arena& b) { return a.bytes < b.bytes; });
+    const auto smallest =
+        std::min_element(idle_.begin(), idle_.end(), [](const Arena& a, const Arena& b) { return a.bytes < b.bytes; });
     backend_.deallocate(smallest->memory, static_cast<std::size_t>(smallest->bytes));
     total_ -= smallest->bytes;
     idle_.erase(smallest);
@@ -34,8 +36,8 @@ void ArenaPool::free_smallest_idle() {
 ArenaPool::Arena ArenaPool::acquire(std::int64_t bytes) {
     std::unique_lock lock(mutex_);
     if (limit_ > 0 && bytes > limit_) {
-        throw OutOfMemory("this run needs " + std::to_string(bytes) + " bytes of activations, over max_memory = " +
-                          std::to_string(limit_));
+        throw OutOfMemory("this run needs " + std::to_string(bytes) +
+                          " bytes of activations, over max_memory = " + std::to_string(limit_));
     }
     for (;;) {
         auto best = idle_.end();

@@ -27,9 +27,9 @@ struct Step {
 
 struct BackendOptions {
     int device_index = 0;
-    int threads = 0;               // 0: as many as the process may use
-    std::optional<DType> dtype;    // storage of activations and weights; empty: the backend's choice for `file_dtype`
-    DType file_dtype = DType::F32; // of the file's matrices
+    int threads = 0;                // 0: as many as the process may use
+    std::optional<DType> dtype;     // storage of activations and weights; empty: the backend's choice for `file_dtype`
+    DType file_dtype = DType::F32;  // of the file's matrices
 };
 
 // A Program made ready to run on its device, again and again, from one thread at a time.
@@ -49,7 +49,7 @@ public:
     virtual std::string description() const = 0;  // for people: "AVX-512, 2 threads"
     virtual DType dtype() const = 0;              // how activations are stored
     virtual int threads() const = 0;
-    virtual std::size_t alignment() const = 0;    // of buffers in the arena, bytes, a power of two
+    virtual std::size_t alignment() const = 0;  // of buffers in the arena, bytes, a power of two
     // Images per slice that serve the caches best, at most `batch`, where one image needs `bytes_per_image` of arena.
     virtual std::int64_t preferred_slice(std::int64_t batch, std::int64_t bytes_per_image) const = 0;
 
@@ -59,7 +59,7 @@ public:
     // Copies between this device and the host, either way, or within the device; ordered on `stream` where given.
     virtual void copy(void* to, const void* from, std::size_t bytes, void* stream) = 0;
     virtual void synchronize(void* stream) = 0;
-    virtual bool host_accessible() const = 0;     // device memory may be read and written by the host directly
+    virtual bool host_accessible() const = 0;  // device memory may be read and written by the host directly
 
     virtual bool supports(const std::string& op) const = 0;
     // Emits the steps of graph node `node` and possibly of its successors; returns how many nodes that was.

@@ -26,14 +26,16 @@ const BackendEntry& load_backend(const std::string& name) {
         (folder != nullptr ? std::filesystem::path(folder) : library_folder()) / ("libvimrt_" + name + ".so");
     std::error_code unreadable;
     if (!std::filesystem::exists(path, unreadable)) {
-        throw DeviceError("the device \"" + name + "\" needs " + path.string() +
-                          ", which this build of vimrt does not have; build with -DVIMRT_CUDA=ON, or use device=\"cpu\"");
+        throw DeviceError(
+            "the device \"" + name + "\" needs " + path.string() +
+            ", which this build of vimrt does not have; build with -DVIMRT_CUDA=ON, or use device=\"cpu\"");
     }
     void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) throw DeviceError("the backend " + path.string() + " cannot be loaded: " + ::dlerror());
     const auto* entry = static_cast<const BackendEntry*>(::dlsym(library, "vimrt_backend_entry"));
     if (entry == nullptr || entry->abi_version != backend_abi_version) {
-        throw DeviceError("the backend " + path.string() + " belongs to another version of vimrt; install both from one build");
+        throw DeviceError("the backend " + path.string() +
+                          " belongs to another version of vimrt; install both from one build");
     }
     return *entry;
 }
@@ -44,7 +46,8 @@ int cuda_index(const std::string& device) {
     const std::string prefix = "cuda:";
     if (device.rfind(prefix, 0) != 0) return -1;
     const std::string digits = device.substr(prefix.size());
-    if (digits.empty() || digits.size() > 3 || !std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; })) {
+    if (digits.empty() || digits.size() > 3 ||
+        !std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; })) {
         return -1;
     }
     return std::stoi(digits);
@@ -63,7 +66,8 @@ std::unique_ptr<Backend> create_backend(const std::string& device, BackendOption
     }
     options.device_index = cuda_index(device);
     if (options.device_index < 0) {
-        throw InvalidArgument("the device \"" + device.substr(0, 100) + "\" is unknown; use \"auto\", \"cpu\", \"cuda\" or \"cuda:N\"");
+        throw InvalidArgument("the device \"" + device.substr(0, 100) +
+                              "\" is unknown; use \"auto\", \"cpu\", \"cuda\" or \"cuda:N\"");
     }
     return load_backend("cuda").create(options);
 }

@@ -18,14 +18,18 @@
 
 namespace vimrt {
 
-std::string version() { return VIMRT_VERSION; }
+std::string version() {
+    return VIMRT_VERSION;
+}
 
 namespace {
 
 // Programs kept; a size beyond that replaces the one that was used longest ago.
 constexpr std::size_t max_cached_programs = 16;
 
-std::int64_t round_up(std::int64_t bytes, std::int64_t alignment) { return (bytes + alignment - 1) / alignment * alignment; }
+std::int64_t round_up(std::int64_t bytes, std::int64_t alignment) {
+    return (bytes + alignment - 1) / alignment * alignment;
+}
 
 std::string joined(const std::vector<std::string>& names) {
     std::string list;
@@ -48,8 +52,10 @@ ModelInfo describe(const ModelFile& file) {
     }
     for (const Node& node : file.graph.nodes) {
         NodeInfo entry{node.op(), node.name(), {}, {}};
-        for (const ValueId id : node.inputs_) entry.inputs.push_back(file.graph.value_names[static_cast<std::size_t>(id)]);
-        for (const ValueId id : node.outputs_) entry.outputs.push_back(file.graph.value_names[static_cast<std::size_t>(id)]);
+        for (const ValueId id : node.inputs_)
+            entry.inputs.push_back(file.graph.value_names[static_cast<std::size_t>(id)]);
+        for (const ValueId id : node.outputs_)
+            entry.outputs.push_back(file.graph.value_names[static_cast<std::size_t>(id)]);
         info.nodes.push_back(std::move(entry));
     }
     return info;
@@ -198,7 +204,8 @@ public:
         for (std::int64_t first = 0; first < size.batch; first += step) {
             const std::int64_t count = std::min(step, size.batch - first);
             const auto program = program_for(size.with_batch(count));
-            run_slice(*program, static_cast<const std::byte*>(input.raw()) + static_cast<std::size_t>(first) * image_bytes,
+            run_slice(*program,
+                      static_cast<const std::byte*>(input.raw()) + static_cast<std::size_t>(first) * image_bytes,
                       input.device(), results, first, options.stream);
         }
     }
@@ -222,7 +229,8 @@ private:
             throw InvalidArgument("threads is " + std::to_string(options.threads) + "; give 1 to 1024, or 0 for all");
         }
         if (options.max_memory < 0) {
-            throw InvalidArgument("max_memory is " + std::to_string(options.max_memory) + " bytes; give a positive number, or 0 for no limit");
+            throw InvalidArgument("max_memory is " + std::to_string(options.max_memory) +
+                                  " bytes; give a positive number, or 0 for no limit");
         }
         return options;
     }
@@ -245,8 +253,9 @@ private:
         const ValueId first = file_.graph.outputs.front().second;
         const Shape& logits = values[static_cast<std::size_t>(first)].shape;
         if (!file_.labels.empty() && logits[-1] != static_cast<std::int64_t>(file_.labels.size())) {
-            throw FormatError(file_.path + ": there are " + std::to_string(file_.labels.size()) + " labels where the output \"" +
-                              info_.outputs.front() + "\" has " + std::to_string(logits[-1]) + " classes");
+            throw FormatError(file_.path + ": there are " + std::to_string(file_.labels.size()) +
+                              " labels where the output \"" + info_.outputs.front() + "\" has " +
+                              std::to_string(logits[-1]) + " classes");
         }
     }
 
@@ -256,8 +265,8 @@ private:
         }
         const ValueId value = file_.graph.find_value(name);
         if (value < 0 || value == file_.graph.input.value) {
-            throw InvalidArgument("there is no output " + in_quotes(name) + "; this model has " + joined(info_.outputs) +
-                                  ", and every value that `vimrt info --graph` lists");
+            throw InvalidArgument("there is no output " + in_quotes(name) + "; this model has " +
+                                  joined(info_.outputs) + ", and every value that `vimrt info --graph` lists");
         }
         return value;
     }
@@ -275,8 +284,9 @@ private:
                         have[0] == size.batch && results[i].raw() != nullptr;
             for (int axis = 1; fits && axis < have.rank(); ++axis) fits = have[axis] == shapes[i][axis];
             if (!fits) {
-                throw InvalidArgument("result " + std::to_string(i) + " is " + std::string(name_of(results[i].dtype())) + " " +
-                                      have.to_string() + " where float32 with the shape " + shapes[i].to_string() +
+                throw InvalidArgument("result " + std::to_string(i) + " is " +
+                                      std::string(name_of(results[i].dtype())) + " " + have.to_string() +
+                                      " where float32 with the shape " + shapes[i].to_string() +
                                       " and a first axis of " + std::to_string(size.batch) + " was expected");
             }
         }
@@ -287,14 +297,16 @@ private:
         if (size.batch == 1 && max_memory_ == 0) return 1;
         const std::int64_t one = arena_size(*program_for(size.with_batch(1)), true);
         if (max_memory_ > 0 && one > max_memory_) {
-            throw OutOfMemory(file_.path + ": one image of " + std::to_string(size.height) + "x" + std::to_string(size.width) +
-                              " needs " + std::to_string(one) + " bytes of activations, over max_memory = " +
-                              std::to_string(max_memory_) + "; raise the limit or use a smaller image");
+            throw OutOfMemory(file_.path + ": one image of " + std::to_string(size.height) + "x" +
+                              std::to_string(size.width) + " needs " + std::to_string(one) +
+                              " bytes of activations, over max_memory = " + std::to_string(max_memory_) +
+                              "; raise the limit or use a smaller image");
         }
         std::int64_t count = std::clamp<std::int64_t>(backend_->preferred_slice(size.batch, one), 1, size.batch);
         if (max_memory_ > 0) {
             count = std::min(count, max_memory_ / std::max<std::int64_t>(one, 1));
-            // Memory grows a little less or more than in proportion: what a program scratches does not depend on the batch.
+            // Memory grows a little less or more than in proportion: what a program scratches does not depend on the
+            // batch.
             while (count > 1 && arena_size(*program_for(size.with_batch(count)), true) > max_memory_) --count;
         }
         return count;
@@ -308,8 +320,10 @@ private:
             return programs_.front();
         }
         auto cached = std::make_shared<CachedProgram>();
-        ProgramKey key{size.batch, size.height, size.width, size.input_dtype, {size.outputs.begin(), size.outputs.end()}};
-        cached->program = lower_program(file_.graph, file_.preprocessing, *backend_, constants_, std::move(key), file_.path);
+        ProgramKey key{
+            size.batch, size.height, size.width, size.input_dtype, {size.outputs.begin(), size.outputs.end()}};
+        cached->program =
+            lower_program(file_.graph, file_.preprocessing, *backend_, constants_, std::move(key), file_.path);
         // Lowering packed what it needed; the file's own pages are not read again.
         file_.mapping.release_pages(file_.mapping.data(), file_.mapping.size());
         programs_.push_front(std::move(cached));
@@ -346,19 +360,24 @@ private:
         };
         const auto result_at = [&](const ProgramBufferRecord& buffer) {
             Tensor& result = results[static_cast<std::size_t>(buffer.output)];
-            const std::size_t image_bytes = static_cast<std::size_t>(buffer.size) / static_cast<std::size_t>(program.key.batch);
+            const std::size_t image_bytes =
+                static_cast<std::size_t>(buffer.size) / static_cast<std::size_t>(program.key.batch);
             return static_cast<std::byte*>(result.raw()) + static_cast<std::size_t>(first) * image_bytes;
         };
         for (std::size_t i = 0; i < program.buffers.size(); ++i) {
             const ProgramBufferRecord& buffer = program.buffers[i];
             switch (buffer.kind) {
-                case Kind::Arena: slot.buffers[i] = arena.data() + buffer.offset; break;
+                case Kind::Arena:
+                    slot.buffers[i] = arena.data() + buffer.offset;
+                    break;
                 case Kind::Input:
                     // Steps read inputs only.
                     slot.buffers[i] = staged ? stage(buffer.size) : const_cast<std::byte*>(input);
                     if (staged) backend_->copy(slot.buffers[i], input, static_cast<std::size_t>(buffer.size), stream);
                     break;
-                case Kind::Output: slot.buffers[i] = staged ? stage(buffer.size) : result_at(buffer); break;
+                case Kind::Output:
+                    slot.buffers[i] = staged ? stage(buffer.size) : result_at(buffer);
+                    break;
             }
         }
         slot.execution->run(slot.buffers.data(), stream);
@@ -388,15 +407,27 @@ Engine::~Engine() = default;
 Engine::Engine(Engine&&) noexcept = default;
 Engine& Engine::operator=(Engine&&) noexcept = default;
 
-const ModelInfo& Engine::info() const { return impl_->info(); }
-Device Engine::device() const { return impl_->backend().device(); }
+const ModelInfo& Engine::info() const {
+    return impl_->info();
+}
+Device Engine::device() const {
+    return impl_->backend().device();
+}
 std::string Engine::backend() const {
     return impl_->backend().device().to_string() + " (" + impl_->backend().description() + ")";
 }
-DType Engine::dtype() const { return impl_->backend().dtype(); }
-int Engine::threads() const { return impl_->backend().threads(); }
-std::int64_t Engine::arena_bytes() const { return impl_->arena_bytes(); }
-std::int64_t Engine::constant_bytes() const { return impl_->constant_bytes(); }
+DType Engine::dtype() const {
+    return impl_->backend().dtype();
+}
+int Engine::threads() const {
+    return impl_->backend().threads();
+}
+std::int64_t Engine::arena_bytes() const {
+    return impl_->arena_bytes();
+}
+std::int64_t Engine::constant_bytes() const {
+    return impl_->constant_bytes();
+}
 
 namespace {
 
@@ -409,13 +440,15 @@ std::vector<ImageView> images_of(const Tensor& input) {
                               "; photographs must be (H, W, 3) or (B, H, W, 3), RGB, and not empty");
     }
     if (input.device().kind != Device::Kind::CPU) {
-        throw InvalidArgument("uint8 photographs are preprocessed on the host; give host memory, or a normalised float32 tensor");
+        throw InvalidArgument(
+            "uint8 photographs are preprocessed on the host; give host memory, or a normalised float32 tensor");
     }
     const std::int64_t rows = shape[-3];
     const std::int64_t columns = shape[-2];
     std::vector<ImageView> images(static_cast<std::size_t>(batched ? shape[0] : 1));
     for (std::size_t i = 0; i < images.size(); ++i) {
-        images[i] = {input.data<std::uint8_t>() + static_cast<std::int64_t>(i) * rows * columns * 3, rows, columns, columns * 3};
+        images[i] = {input.data<std::uint8_t>() + static_cast<std::int64_t>(i) * rows * columns * 3, rows, columns,
+                     columns * 3};
     }
     return images;
 }
@@ -427,14 +460,16 @@ Tensor resized(std::span<const ImageView> images, const Preprocessing& recipe) {
     const auto count = static_cast<std::int64_t>(images.size());
     Tensor pixels = Tensor::empty({count, rows, columns, 3}, DType::U8);
     for (std::int64_t i = 0; i < count; ++i) {
-        resize_and_crop(images[static_cast<std::size_t>(i)], recipe, pixels.data<std::uint8_t>() + i * rows * columns * 3);
+        resize_and_crop(images[static_cast<std::size_t>(i)], recipe,
+                        pixels.data<std::uint8_t>() + i * rows * columns * 3);
     }
     return pixels;
 }
 
 }  // namespace
 
-Tensor Engine::preprocess(std::span<const ImageView> images, std::optional<std::array<std::int64_t, 2>> image_size) const {
+Tensor Engine::preprocess(std::span<const ImageView> images,
+                          std::optional<std::array<std::int64_t, 2>> image_size) const {
     const Preprocessing recipe = impl_->recipe(image_size);
     const Tensor pixels = resized(images, recipe);
     const auto [rows, columns] = recipe.image_size;
@@ -451,7 +486,8 @@ std::vector<Shape> Engine::output_shapes(const Tensor& input, std::span<const st
     const ValueList values = impl_->resolve(outputs);
     if (input.dtype() != DType::U8) return impl_->output_shapes(impl_->size_of_input(input, values.span()));
     const auto& size = impl_->recipe({}).image_size;
-    return impl_->output_shapes({static_cast<std::int64_t>(images_of(input).size()), size[0], size[1], DType::U8, values.span()});
+    return impl_->output_shapes(
+        {static_cast<std::int64_t>(images_of(input).size()), size[0], size[1], DType::U8, values.span()});
 }
 
 void Engine::run(const Tensor& input, std::span<const std::string> outputs, std::span<Tensor> results,
@@ -479,7 +515,9 @@ std::vector<Tensor> Engine::run_images(std::span<const ImageView> images, std::s
     return run_prepared(resized(images, impl_->recipe(image_size)), outputs);
 }
 
-Tensor Engine::run(const Tensor& input) const { return run(input, std::span<const std::string>{}).front(); }
+Tensor Engine::run(const Tensor& input) const {
+    return run(input, std::span<const std::string>{}).front();
+}
 
 std::vector<Prediction> Engine::classify(const ImageView& image, int top_k) const {
     const Tensor logits = run_images(std::span(&image, 1)).front();
@@ -490,14 +528,16 @@ std::vector<Prediction> Engine::top(std::span<const float> logits, int top_k) co
     if (top_k < 1) throw InvalidArgument("top_k is " + std::to_string(top_k) + "; give at least 1");
     if (logits.empty()) throw InvalidArgument("there are no logits");
     if (!std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) {
-        throw InvalidArgument("the logits are not finite, so no class can be named; check the input for NaN and infinity");
+        throw InvalidArgument(
+            "the logits are not finite, so no class can be named; check the input for NaN and infinity");
     }
     std::vector<std::int64_t> order(logits.size());
     std::iota(order.begin(), order.end(), 0);
     const auto count = std::min<std::size_t>(static_cast<std::size_t>(top_k), logits.size());
     const auto logit = [&](std::int64_t i) { return static_cast<double>(logits[static_cast<std::size_t>(i)]); };
-    std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(count), order.end(),
-                      [&](std::int64_t a, std::int64_t b) { return logit(a) != logit(b) ? logit(a) > logit(b) : a < b; });
+    std::partial_sort(
+        order.begin(), order.begin() + static_cast<std::ptrdiff_t>(count), order.end(),
+        [&](std::int64_t a, std::int64_t b) { return logit(a) != logit(b) ? logit(a) > logit(b) : a < b; });
     double total = 0;
     for (const float x : logits) total += std::exp(static_cast<double>(x) - logit(order[0]));
     const auto& labels = info().labels;

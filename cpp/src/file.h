@@ -38,7 +38,7 @@ struct ModelFile {
     int format_version = 0;
     std::map<std::string, std::string> metadata;
     std::map<std::string, Weight, std::less<>> weights;
-    Graph graph;                     // its nodes' weights point into `weights`
+    Graph graph;  // its nodes' weights point into `weights`
     Preprocessing preprocessing;
     std::vector<std::string> labels;
 

@@ -4,15 +4,29 @@
 
 namespace vimrt {
 
-const std::string& Node::op() const { return op_; }
-const std::string& Node::name() const { return name_; }
+const std::string& Node::op() const {
+    return op_;
+}
+const std::string& Node::name() const {
+    return name_;
+}
 
-int Node::input_count() const { return static_cast<int>(inputs_.size()); }
-int Node::output_count() const { return static_cast<int>(outputs_.size()); }
-ValueId Node::input(int i) const { return inputs_.at(static_cast<std::size_t>(i)); }
-ValueId Node::output(int i) const { return outputs_.at(static_cast<std::size_t>(i)); }
+int Node::input_count() const {
+    return static_cast<int>(inputs_.size());
+}
+int Node::output_count() const {
+    return static_cast<int>(outputs_.size());
+}
+ValueId Node::input(int i) const {
+    return inputs_.at(static_cast<std::size_t>(i));
+}
+ValueId Node::output(int i) const {
+    return outputs_.at(static_cast<std::size_t>(i));
+}
 
-bool Node::has_weight(const char* role) const { return weights_.find(role) != weights_.end(); }
+bool Node::has_weight(const char* role) const {
+    return weights_.find(role) != weights_.end();
+}
 
 const Weight& Node::weight(const char* role) const {
     const auto found = weights_.find(role);
@@ -20,7 +34,9 @@ const Weight& Node::weight(const char* role) const {
     return *found->second;
 }
 
-bool Node::has_attribute(const char* key) const { return attributes_.find(key) != attributes_.end(); }
+bool Node::has_attribute(const char* key) const {
+    return attributes_.find(key) != attributes_.end();
+}
 
 namespace {
 
@@ -43,7 +59,9 @@ bool Node::flag(const char* key, bool otherwise) const {
     return has_attribute(key) ? typed<bool>(*this, key, "a boolean") : otherwise;
 }
 
-std::int64_t Node::integer(const char* key) const { return typed<std::int64_t>(*this, key, "an integer"); }
+std::int64_t Node::integer(const char* key) const {
+    return typed<std::int64_t>(*this, key, "an integer");
+}
 
 std::int64_t Node::integer(const char* key, std::int64_t otherwise) const {
     return has_attribute(key) ? integer(key) : otherwise;
@@ -57,9 +75,13 @@ double Node::number(const char* key) const {
     return typed<double>(*this, key, "a number");
 }
 
-const std::string& Node::text(const char* key) const { return typed<std::string>(*this, key, "a string"); }
+const std::string& Node::text(const char* key) const {
+    return typed<std::string>(*this, key, "a string");
+}
 
-bool Node::is(const char* key, const char* expected) const { return text(key) == expected; }
+bool Node::is(const char* key, const char* expected) const {
+    return text(key) == expected;
+}
 
 const std::vector<std::int64_t>& Node::integers(const char* key) const {
     return typed<std::vector<std::int64_t>>(*this, key, "an array of integers");

@@ -59,7 +59,7 @@ public:
 // What shape inference knows of a value at one (batch, height, width).
 struct ValueInfo {
     Shape shape;
-    std::int64_t grid_rows = 0;     // patches per column and row of the image, from patch_embed on
+    std::int64_t grid_rows = 0;  // patches per column and row of the image, from patch_embed on
     std::int64_t grid_columns = 0;
 };
 
@@ -70,8 +70,8 @@ struct GraphInput {
 };
 
 struct Graph {
-    std::vector<std::string> value_names;          // by ValueId
-    std::vector<Node> nodes;                       // in execution order
+    std::vector<std::string> value_names;  // by ValueId
+    std::vector<Node> nodes;               // in execution order
     GraphInput input;
     std::vector<std::pair<std::string, ValueId>> outputs;
 

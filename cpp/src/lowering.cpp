@@ -22,7 +22,8 @@ ConstantStore::~ConstantStore() {
 const void* ConstantStore::get(const std::string& key, std::size_t bytes, void (*fill)(void*, const void*),
                                const void* context) {
     if (const auto found = blocks_.find(key); found != blocks_.end()) {
-        if (found->second.bytes != bytes) throw std::logic_error("two constants of different sizes share the key " + key);
+        if (found->second.bytes != bytes)
+            throw std::logic_error("two constants of different sizes share the key " + key);
         return found->second.memory;
     }
     Block block{backend_.allocate(bytes), bytes};
@@ -118,7 +119,8 @@ public:
         record.kind = kind;
         record.output = output;
         if (__builtin_mul_overflow(elements, static_cast<std::int64_t>(size_of(dtype)), &record.size)) {
-            throw InvalidArgument(place_ + ": the value \"" + record.name + "\" would need more bytes than fit in 63 bits");
+            throw InvalidArgument(place_ + ": the value \"" + record.name +
+                                  "\" would need more bytes than fit in 63 bits");
         }
         program_.buffers.push_back(std::move(record));
         return {static_cast<BufferId>(program_.buffers.size() - 1), dtype, 0, row_stride};
@@ -140,11 +142,11 @@ public:
     Program& program_;
     const std::string& place_;
     std::vector<ValueInfo> values_;
-    std::vector<Operand> storage_;    // by ValueId; buffer -1 while the value does not exist
-    std::vector<int> last_reader_;    // by ValueId: the last node that reads it, -1 for none
-    std::vector<int> readers_;        // by ValueId: how many inputs of nodes it is
-    std::vector<bool> needed_;        // by node
-    int current_ = 0;                 // the node being lowered
+    std::vector<Operand> storage_;  // by ValueId; buffer -1 while the value does not exist
+    std::vector<int> last_reader_;  // by ValueId: the last node that reads it, -1 for none
+    std::vector<int> readers_;      // by ValueId: how many inputs of nodes it is
+    std::vector<bool> needed_;      // by node
+    int current_ = 0;               // the node being lowered
 
 private:
     void bind_input() {
@@ -157,8 +159,9 @@ private:
         for (std::size_t i = 0; i < program_.key.outputs.size(); ++i) {
             const ValueId value = program_.key.outputs[i];
             program_.output_shapes.push_back(values_[index(value)].shape);
-            destinations_.push_back(new_buffer(graph_.value_names[index(value)], rows(value) * columns(value), DType::F32,
-                                               columns(value), ProgramBufferRecord::Kind::Output, static_cast<int>(i)));
+            destinations_.push_back(new_buffer(graph_.value_names[index(value)], rows(value) * columns(value),
+                                               DType::F32, columns(value), ProgramBufferRecord::Kind::Output,
+                                               static_cast<int>(i)));
         }
     }
 
@@ -191,7 +194,8 @@ private:
             for (std::size_t i = 0; i < program_.key.outputs.size(); ++i) {
                 if (program_.key.outputs[i] != value) continue;
                 if (storage(value).buffer < 0) {
-                    throw std::logic_error("the requested value " + graph_.value_names[index(value)] + " was fused away");
+                    throw std::logic_error("the requested value " + graph_.value_names[index(value)] +
+                                           " was fused away");
                 }
                 backend_.lower_copy(lowering, storage(value), destinations_[i], rows(value), columns(value));
             }
@@ -201,17 +205,31 @@ private:
     std::vector<Operand> destinations_;  // by requested output
 };
 
-int Lowering::node_count() const { return static_cast<int>(impl_.graph_.nodes.size()); }
-const Node& Lowering::node(int index) const { return impl_.graph_.nodes.at(static_cast<std::size_t>(index)); }
-const ValueInfo& Lowering::value(ValueId value) const { return impl_.values_[LoweringImpl::index(value)]; }
-DType Lowering::input_dtype() const { return impl_.program_.key.input_dtype; }
-const float* Lowering::input_mean() const { return impl_.recipe_.mean.data(); }
-const float* Lowering::input_std() const { return impl_.recipe_.std.data(); }
-int Lowering::threads() const { return impl_.backend_.threads(); }
+int Lowering::node_count() const {
+    return static_cast<int>(impl_.graph_.nodes.size());
+}
+const Node& Lowering::node(int index) const {
+    return impl_.graph_.nodes.at(static_cast<std::size_t>(index));
+}
+const ValueInfo& Lowering::value(ValueId value) const {
+    return impl_.values_[LoweringImpl::index(value)];
+}
+DType Lowering::input_dtype() const {
+    return impl_.program_.key.input_dtype;
+}
+const float* Lowering::input_mean() const {
+    return impl_.recipe_.mean.data();
+}
+const float* Lowering::input_std() const {
+    return impl_.recipe_.std.data();
+}
+int Lowering::threads() const {
+    return impl_.backend_.threads();
+}
 
 bool Lowering::feeds_only(ValueId value, int reader) const {
-    return impl_.readers_[LoweringImpl::index(value)] == 1 && impl_.last_reader_[LoweringImpl::index(value)] == reader &&
-           !impl_.requested(value);
+    return impl_.readers_[LoweringImpl::index(value)] == 1 &&
+           impl_.last_reader_[LoweringImpl::index(value)] == reader && !impl_.requested(value);
 }
 
 bool Lowering::last_read_at(ValueId value, int index) const {
@@ -222,7 +240,8 @@ bool Lowering::last_read_at(ValueId value, int index) const {
 Operand Lowering::read(ValueId value) {
     const Operand operand = impl_.storage(value);
     if (operand.buffer < 0) {
-        throw std::logic_error("the value " + impl_.graph_.value_names[LoweringImpl::index(value)] + " was never computed");
+        throw std::logic_error("the value " + impl_.graph_.value_names[LoweringImpl::index(value)] +
+                               " was never computed");
     }
     return operand;
 }
@@ -233,7 +252,9 @@ Operand Lowering::write(ValueId value, DType dtype, std::int64_t room) {
                                                    impl_.rows(value) * columns + room, dtype, columns);
 }
 
-Operand Lowering::in_place(ValueId result, ValueId source) { return impl_.storage(result) = read(source); }
+Operand Lowering::in_place(ValueId result, ValueId source) {
+    return impl_.storage(result) = read(source);
+}
 
 void Lowering::view(ValueId part, ValueId whole, std::int64_t column) {
     Operand operand = read(whole);
@@ -242,7 +263,8 @@ void Lowering::view(ValueId part, ValueId whole, std::int64_t column) {
 }
 
 Operand Lowering::scratch(std::size_t bytes) {
-    if (bytes > static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max())) fail(impl_.current_, "scratch too large");
+    if (bytes > static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max()))
+        fail(impl_.current_, "scratch too large");
     return impl_.new_buffer(node(impl_.current_).name() + " scratch", static_cast<std::int64_t>(bytes), DType::U8, 0);
 }
 
@@ -277,7 +299,8 @@ void Lowering::fail(int node, const char* what) const {
 ProgramInfo Program::describe() const {
     ProgramInfo info;
     for (const Step& step : steps) {
-        info.steps.push_back({step.name, {step.reads.begin(), step.reads.end()}, {step.writes.begin(), step.writes.end()}});
+        info.steps.push_back(
+            {step.name, {step.reads.begin(), step.reads.end()}, {step.writes.begin(), step.writes.end()}});
     }
     for (const ProgramBufferRecord& b : buffers) info.buffers.push_back({b.name, b.size, b.begin, b.end, b.offset});
     info.peak = peak;

@@ -35,7 +35,7 @@ struct Frame {
     void* const* buffers = nullptr;  // by BufferId
     int thread = 0;
     int threads = 1;
-    void* backend = nullptr;         // the backend's own: the thread team, the stream
+    void* backend = nullptr;  // the backend's own: the thread team, the stream
 
     template <typename T>
     T* at(const Operand& operand) const {
@@ -54,17 +54,17 @@ public:
     int node_count() const;
     const Node& node(int index) const;
     const ValueInfo& value(ValueId value) const;
-    DType input_dtype() const;          // of the graph's input: F32 (NCHW, normalised) or U8 (NHWC, by the recipe)
-    const float* input_mean() const;    // 3 floats, for U8
+    DType input_dtype() const;        // of the graph's input: F32 (NCHW, normalised) or U8 (NHWC, by the recipe)
+    const float* input_mean() const;  // 3 floats, for U8
     const float* input_std() const;
-    int threads() const;                // of the engine
+    int threads() const;  // of the engine
 
     // True when node `reader` alone reads `value` and nobody asked for it as an output: it need not exist.
     bool feeds_only(ValueId value, int reader) const;
     // True when no node after `index` reads `value` and nobody asked for it: its storage may be overwritten.
     bool last_read_at(ValueId value, int index) const;
 
-    Operand read(ValueId value);                             // the data of a value that exists
+    Operand read(ValueId value);  // the data of a value that exists
     // New dense storage, with room for `room` more elements behind the value's own.
     Operand write(ValueId value, DType dtype = DType::F32, std::int64_t room = 0);
     // `result` takes over `source`'s storage; `source` is gone afterwards. Call only where last_read_at() holds.
@@ -74,15 +74,15 @@ public:
     // Bytes that only the next step uses.
     Operand scratch(std::size_t bytes);
 
-    // Constants made once and kept: by the engine (packed weights; `key` names the weight and layout) or by this program
-    // alone (what depends on the grid). `fill` writes `bytes` bytes; memory is 64-byte aligned, on the device.
+    // Constants made once and kept: by the engine (packed weights; `key` names the weight and layout) or by this
+    // program alone (what depends on the grid). `fill` writes `bytes` bytes; memory is 64-byte aligned, on the device.
     const void* engine_constant(const char* key, std::size_t bytes, void (*fill)(void* out, const void* context),
                                 const void* context);
     const void* program_constant(const char* key, std::size_t bytes, void (*fill)(void* out, const void* context),
                                  const void* context);
 
-    // Appends a step. `reads` and `writes` list every operand that `parameters` refers to; scratch() belongs to `writes`.
-    // `parameters` is copied as bytes.
+    // Appends a step. `reads` and `writes` list every operand that `parameters` refers to; scratch() belongs to
+    // `writes`. `parameters` is copied as bytes.
     template <typename P>
     void step(const char* name, StepFunction function, const P& parameters, std::initializer_list<Operand> reads,
               std::initializer_list<Operand> writes) {

@@ -52,9 +52,9 @@ struct ProgramBufferRecord {
     enum class Kind : std::uint8_t { Arena, Input, Output };
     std::string name;
     Kind kind = Kind::Arena;
-    int output = -1;           // for Kind::Output: which of ProgramKey::outputs
-    std::int64_t size = 0;     // bytes
-    std::int64_t begin = -1;   // lives in steps [begin, end)
+    int output = -1;          // for Kind::Output: which of ProgramKey::outputs
+    std::int64_t size = 0;    // bytes
+    std::int64_t begin = -1;  // lives in steps [begin, end)
     std::int64_t end = -1;
     std::int64_t offset = -1;  // in the arena
 };

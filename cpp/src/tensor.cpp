@@ -10,20 +10,27 @@ namespace vimrt {
 
 std::size_t size_of(DType dtype) {
     switch (dtype) {
-        case DType::F32: return 4;
+        case DType::F32:
+            return 4;
         case DType::F16:
-        case DType::BF16: return 2;
-        case DType::U8: return 1;
+        case DType::BF16:
+            return 2;
+        case DType::U8:
+            return 1;
     }
     return 0;
 }
 
 std::string_view name_of(DType dtype) {
     switch (dtype) {
-        case DType::F32: return "float32";
-        case DType::F16: return "float16";
-        case DType::BF16: return "bfloat16";
-        case DType::U8: return "uint8";
+        case DType::F32:
+            return "float32";
+        case DType::F16:
+            return "float16";
+        case DType::BF16:
+            return "bfloat16";
+        case DType::U8:
+            return "uint8";
     }
     return "unknown";
 }
@@ -60,9 +67,13 @@ std::string Shape::to_string() const {
     return text + (rank_ == 1 ? ",)" : ")");
 }
 
-bool operator==(const Shape& a, const Shape& b) { return a.rank_ == b.rank_ && a.dims_ == b.dims_; }
+bool operator==(const Shape& a, const Shape& b) {
+    return a.rank_ == b.rank_ && a.dims_ == b.dims_;
+}
 
-std::string Device::to_string() const { return kind == Kind::CPU ? "cpu" : "cuda:" + std::to_string(index); }
+std::string Device::to_string() const {
+    return kind == Kind::CPU ? "cpu" : "cuda:" + std::to_string(index);
+}
 
 Tensor Tensor::empty(const Shape& shape, DType dtype) {
     constexpr std::size_t alignment = 64;
@@ -86,7 +97,9 @@ Tensor Tensor::view(const float* data, const Shape& shape) {
     return view(const_cast<float*>(data), shape, DType::F32);
 }
 
-Tensor Tensor::view(float* data, const Shape& shape) { return view(data, shape, DType::F32); }
+Tensor Tensor::view(float* data, const Shape& shape) {
+    return view(data, shape, DType::F32);
+}
 
 Tensor Tensor::view(const std::uint8_t* data, const Shape& shape) {
     return view(const_cast<std::uint8_t*>(data), shape, DType::U8);

@@ -25,8 +25,9 @@ public:
     int threads() const { return threads_; }
 
     // Calls `function(argument, thread)` on every thread of the team and returns when all have returned. One run at a
-    // time: other callers wait their turn, except that a team of one thread has as many runs as there are callers. `function` must not throw. Denormals count as zero during a run: a state
-    // that has decayed costs no more than another.
+    // time: other callers wait their turn, except that a team of one thread has as many runs as there are callers.
+    // `function` must not throw. Denormals count as zero during a run: a state that has decayed costs no more than
+    // another.
     void run(void (*function)(void* argument, int thread), void* argument);
 
     // From within a run: waits until `count` threads have called wait() with this `barrier`, from 0 to

@@ -16,15 +16,15 @@
 namespace vimrt {
 
 struct EngineOptions {
-    std::string device = "auto";   // "auto", "cpu", "cuda" or "cuda:N"
-    std::optional<DType> dtype;    // storage of activations on the device; the CPU computes in F32 only
-    int threads = 0;               // CPU threads; 0: as many as the process may use
-    std::int64_t max_memory = 0;   // bytes of activations the engine may hold at a time; 0: no limit
+    std::string device = "auto";  // "auto", "cpu", "cuda" or "cuda:N"
+    std::optional<DType> dtype;   // storage of activations on the device; the CPU computes in F32 only
+    int threads = 0;              // CPU threads; 0: as many as the process may use
+    std::int64_t max_memory = 0;  // bytes of activations the engine may hold at a time; 0: no limit
 };
 
 struct Prediction {
-    std::string label;       // the file's label, or "class <index>" where it has none
-    float probability = 0;   // softmax over the logits
+    std::string label;      // the file's label, or "class <index>" where it has none
+    float probability = 0;  // softmax over the logits
     std::int64_t index = 0;
 };
 
@@ -47,24 +47,24 @@ struct ModelInfo {
     int format_version = 0;
     std::map<std::string, std::string> metadata;  // the file's, verbatim
     Preprocessing preprocessing;
-    std::vector<std::string> labels;              // empty, or one for each class
-    std::vector<std::string> outputs;             // names for run(); the first is its default
+    std::vector<std::string> labels;   // empty, or one for each class
+    std::vector<std::string> outputs;  // names for run(); the first is its default
     std::vector<WeightInfo> weights;
     std::vector<NodeInfo> nodes;
-    std::int64_t parameters = 0;                  // elements of all weights
-    std::int64_t weight_bytes = 0;                // as stored
+    std::int64_t parameters = 0;    // elements of all weights
+    std::int64_t weight_bytes = 0;  // as stored
 };
 
 struct ProgramStep {
     std::string name;
-    std::vector<int> reads;   // indices into ProgramInfo::buffers
+    std::vector<int> reads;  // indices into ProgramInfo::buffers
     std::vector<int> writes;
 };
 
 struct ProgramBuffer {
     std::string name;
-    std::int64_t size = 0;     // bytes
-    std::int64_t begin = 0;    // lives in steps [begin, end)
+    std::int64_t size = 0;   // bytes
+    std::int64_t begin = 0;  // lives in steps [begin, end)
     std::int64_t end = 0;
     std::int64_t offset = -1;  // in the arena; -1 for inputs and outputs, which are the caller's
 };
@@ -78,7 +78,8 @@ struct ProgramInfo {
 };
 
 struct RunOptions {
-    void* stream = nullptr;  // CUDA: enqueue here and return at once (outputs must be on the device); nullptr: wait for the result
+    void* stream =
+        nullptr;  // CUDA: enqueue here and return at once (outputs must be on the device); nullptr: wait for the result
 };
 
 // Immutable after construction; every method may be called from several threads at once.
@@ -100,8 +101,8 @@ public:
 
     // float32 (B, 3, H, W): taken as already normalised; any H and W the graph allows. uint8 (B, H, W, 3) or (H, W, 3):
     // photographs, preprocessed by the file's recipe. Results are float32 on the input's device: logits (B, classes),
-    // features (B, D), tokens (B, T, D), or any value of the graph by its name. Throws InvalidArgument for a shape, dtype or
-    // name that does not fit, OutOfMemory where a single image passes the limit or the memory there is.
+    // features (B, D), tokens (B, T, D), or any value of the graph by its name. Throws InvalidArgument for a shape,
+    // dtype or name that does not fit, OutOfMemory where a single image passes the limit or the memory there is.
     Tensor run(const Tensor& input) const;
     std::vector<Tensor> run(const Tensor& input, std::span<const std::string> outputs) const;
     // Writes into the caller's dense float32 tensors. For a float32 input of a size seen before, allocates nothing.
@@ -121,7 +122,8 @@ public:
     std::vector<Prediction> top(std::span<const float> logits, int top_k = 5) const;
 
     // Photographs of any sizes to the float32 (B, 3, rows, columns) that run() takes as already normalised.
-    Tensor preprocess(std::span<const ImageView> images, std::optional<std::array<std::int64_t, 2>> image_size = {}) const;
+    Tensor preprocess(std::span<const ImageView> images,
+                      std::optional<std::array<std::int64_t, 2>> image_size = {}) const;
 
     // Lowers and plans without running or allocating the arena.
     ProgramInfo program(std::int64_t batch, std::int64_t height, std::int64_t width,

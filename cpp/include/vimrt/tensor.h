@@ -16,8 +16,8 @@ namespace vimrt {
 
 enum class DType : std::uint8_t { F32, F16, BF16, U8 };
 
-VIMRT_API std::size_t size_of(DType dtype);        // bytes per element
-VIMRT_API std::string_view name_of(DType dtype);   // "float32", "float16", "bfloat16", "uint8"
+VIMRT_API std::size_t size_of(DType dtype);       // bytes per element
+VIMRT_API std::string_view name_of(DType dtype);  // "float32", "float16", "bfloat16", "uint8"
 
 // Up to 8 dimensions, row-major.
 class VIMRT_API Shape {
@@ -25,15 +25,15 @@ public:
     static constexpr int max_rank = 8;
 
     Shape() = default;
-    Shape(std::initializer_list<std::int64_t> dims);       // throws InvalidArgument on more than 8 or a negative one
+    Shape(std::initializer_list<std::int64_t> dims);  // throws InvalidArgument on more than 8 or a negative one
     explicit Shape(std::span<const std::int64_t> dims);
 
     int rank() const { return rank_; }
     std::int64_t operator[](int axis) const { return dims_[static_cast<std::size_t>(axis < 0 ? axis + rank_ : axis)]; }
     const std::int64_t* begin() const { return dims_.data(); }
     const std::int64_t* end() const { return dims_.data() + rank_; }
-    std::int64_t elements() const;                         // throws InvalidArgument where it overflows 63 bits
-    std::string to_string() const;                         // "(1, 3, 224, 224)"
+    std::int64_t elements() const;  // throws InvalidArgument where it overflows 63 bits
+    std::string to_string() const;  // "(1, 3, 224, 224)"
     friend VIMRT_API bool operator==(const Shape& a, const Shape& b);
 
 private:
@@ -46,7 +46,7 @@ struct VIMRT_API Device {
     Kind kind = Kind::CPU;
     int index = 0;
 
-    std::string to_string() const;                  // "cpu", "cuda:0"
+    std::string to_string() const;  // "cpu", "cuda:0"
     friend bool operator==(const Device&, const Device&) = default;
 };
 
