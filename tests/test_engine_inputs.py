@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def test_dlpack_tensors_of_torch_run(engine: vimrt.Engine) -> None:
 def test_dlpack_tensors_that_cannot_be_read_are_refused(engine: vimrt.Engine) -> None:
     torch = pytest.importorskip("torch")
     tensor = torch.from_numpy(pixels())
-    for bad in (tensor.bfloat16(), tensor.requires_grad_(), tensor.detach().int()):
+    for bad in (tensor.bfloat16(), tensor.requires_grad_(), tensor.detach().int(), tensor.detach().to("meta")):
         with pytest.raises(vimrt.InvalidArgument):
             engine.run(bad)
 
@@ -195,6 +196,19 @@ def test_image_sizes_that_are_not_positive_are_refused(engine: vimrt.Engine, ima
     for call in (lambda: engine.run(photograph(), image_size=image_size), lambda: engine.program(1, image_size)):
         with pytest.raises(vimrt.InvalidArgument, match="positive"):
             call()
+
+
+@pytest.mark.parametrize("image_size", ["28", 28.5, (28,), (28, 28, 28), (28, "28"), [28.0, 28], 2**70])
+def test_image_sizes_of_the_wrong_type_are_refused(engine: vimrt.Engine, image_size: Any) -> None:
+    for call in (lambda: engine.run(photograph(), image_size=image_size), lambda: engine.program(1, image_size)):
+        with pytest.raises(vimrt.InvalidArgument, match="image_size"):
+            call()
+
+
+def test_image_sizes_may_be_numpy_integers(engine: vimrt.Engine) -> None:
+    expected = engine.run(photograph(), image_size=(32, 36))
+    np.testing.assert_array_equal(engine.run(photograph(), image_size=(np.int64(32), np.int32(36))), expected)
+    assert engine.run(photograph(), image_size=np.int64(32)).shape == (1, 10)
 
 
 def test_sizes_beyond_any_memory_are_refused_and_not_tried(engine: vimrt.Engine) -> None:
@@ -339,14 +353,14 @@ def test_cuda_without_a_gpu_is_a_device_error(tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["threads", "max_memory"])
-@pytest.mark.parametrize("value", [0, -1, -(2**31)])
+@pytest.mark.parametrize("value", [0, -1, 2**31 * -1, 2**70, 1.5, "2", "all"])
 def test_counts_out_of_range_are_refused(tiny_model: Path, name: str, value: Any) -> None:
     with pytest.raises(vimrt.InvalidArgument, match=name):
         vimrt.Engine(tiny_model, device="cpu", **{name: value})
 
 
 def test_more_threads_than_there_may_be_are_refused(tiny_model: Path) -> None:
-    for threads in (1025, 2**31 - 1):
+    for threads in (1025, 2**31 - 1, 2**31, 2**40):
         with pytest.raises(vimrt.InvalidArgument, match=f"threads is {threads}"):
             vimrt.Engine(tiny_model, device="cpu", threads=threads)
 
@@ -429,6 +443,19 @@ def test_a_file_may_go_once_it_is_loaded(tiny_model: Path, tmp_path: Path) -> No
     np.testing.assert_array_equal(engine.run(pixels(1, 40, 32)), expected)
     Path(shutil.copy(tiny_model, tmp_path / "other.vimrt")).replace(copy)
     np.testing.assert_array_equal(engine.run(pixels(1, 40, 32)), expected)
+
+
+def test_paths_may_hold_any_bytes(tiny_model: Path, tmp_path: Path) -> None:
+    for name in (b"with space.vimrt", "üñí.vimrt".encode(), b"\xff\xfe.vimrt"):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+        shutil.copy(tiny_model, path)
+        engine = vimrt.Engine(path, device="cpu")
+        assert Path(engine.path) == path
+        path.write_bytes(b"damaged")
+        with pytest.raises(vimrt.FormatError, match="cut short"):
+            vimrt.Engine(path, device="cpu")
+        with pytest.raises(vimrt.FormatError):
+            vimrt.Engine(os.fsencode(path), device="cpu")
 
 
 def test_engines_of_one_file_are_independent(tiny_model: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -225,3 +228,25 @@ def test_spawned_processes_have_engines_of_their_own(tiny_model: Path) -> None:
     assert process.exitcode == 0
     expected = vimrt.Engine(tiny_model, device="cpu").run(pixels((1, 28, 28)))
     np.testing.assert_array_equal(found, expected)
+
+
+def test_a_process_ends_cleanly_while_threads_run(tiny_model: Path) -> None:
+    """Daemon threads are in the middle of a run when the interpreter goes away."""
+    script = f"""
+        import threading, time
+        import numpy as np, vimrt
+        engine = vimrt.Engine({str(tiny_model)!r}, device="cpu", threads=2)
+        image = np.zeros((4, 3, 64, 64), np.float32)
+        def run():
+            while True:
+                engine.run(image)
+        for _ in range(4):
+            threading.Thread(target=run, daemon=True).start()
+        time.sleep(0.5)
+        print("done", flush=True)
+    """
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

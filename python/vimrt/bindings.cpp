@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <cstring>
 #include <optional>
 #include <string>
 #include <vector>
@@ -20,6 +21,23 @@ namespace {
 using FloatArray = py::array_t<float, py::array::c_style>;
 using ByteArray = py::array_t<std::uint8_t, py::array::c_style>;
 using ImageSize = std::optional<std::array<std::int64_t, 2>>;
+
+// Runs `work` while other Python threads go on. py::gil_scoped_release would take the lock again in its destructor,
+// where the interpreter's way of ending a daemon thread at exit, an exception, would end the process instead.
+template <typename Work>
+auto without_gil(Work work) {
+    PyThreadState* const state = PyEval_SaveThread();
+    std::optional<decltype(work())> result;
+    std::exception_ptr error;
+    try {
+        result.emplace(work());
+    } catch (const std::exception&) {
+        error = std::current_exception();
+    }
+    PyEval_RestoreThread(state);
+    if (error) std::rethrow_exception(error);
+    return std::move(*result);
+}
 
 vimrt::Shape shape_of(const py::array& array) {
     std::vector<std::int64_t> dims(array.shape(), array.shape() + array.ndim());
@@ -42,7 +60,8 @@ py::list to_arrays(const std::vector<vimrt::Tensor>& tensors) {
 
 vimrt::ImageView view_of(const ByteArray& image) {
     if (image.ndim() != 3 || image.shape(2) != 3) {
-        throw vimrt::InvalidArgument("an image has the shape " + shape_of(image).to_string() + "; (H, W, 3) was expected");
+        throw vimrt::InvalidArgument("an image has the shape " + shape_of(image).to_string() +
+                                     "; (H, W, 3) was expected");
     }
     return {image.data(), image.shape(0), image.shape(1), image.shape(1) * 3};
 }
@@ -52,14 +71,17 @@ std::optional<vimrt::DType> parse_dtype(const std::optional<std::string>& name) 
     if (*name == "fp32" || *name == "float32") return vimrt::DType::F32;
     if (*name == "fp16" || *name == "float16") return vimrt::DType::F16;
     if (*name == "bf16" || *name == "bfloat16") return vimrt::DType::BF16;
-    throw vimrt::InvalidArgument("the dtype \"" + name->substr(0, 100) + "\" is unknown; use \"fp32\", \"fp16\" or \"bf16\"");
+    throw vimrt::InvalidArgument("the dtype \"" + name->substr(0, 100) +
+                                 "\" is unknown; use \"fp32\", \"fp16\" or \"bf16\"");
 }
 
 py::dict describe(const vimrt::ModelInfo& info) {
     py::list weights;
     for (const auto& weight : info.weights) {
-        weights.append(py::dict(py::arg("name") = weight.name, py::arg("dtype") = std::string(vimrt::name_of(weight.dtype)),
-                                py::arg("shape") = py::tuple(py::cast(std::vector<std::int64_t>(weight.shape.begin(), weight.shape.end())))));
+        weights.append(
+            py::dict(py::arg("name") = weight.name, py::arg("dtype") = std::string(vimrt::name_of(weight.dtype)),
+                     py::arg("shape") =
+                         py::tuple(py::cast(std::vector<std::int64_t>(weight.shape.begin(), weight.shape.end())))));
     }
     py::list nodes;
     for (const auto& node : info.nodes) {
@@ -68,11 +90,13 @@ py::dict describe(const vimrt::ModelInfo& info) {
     }
     const vimrt::Preprocessing& recipe = info.preprocessing;
     py::dict result;
-    result["path"] = info.path;
+    result["path"] = py::reinterpret_steal<py::str>(
+        PyUnicode_DecodeFSDefaultAndSize(info.path.data(), static_cast<py::ssize_t>(info.path.size())));
     result["format_version"] = info.format_version;
     result["metadata"] = info.metadata;
-    result["preprocessing"] = py::dict(py::arg("image_size") = py::tuple(py::cast(recipe.image_size)), py::arg("crop") = recipe.crop,
-                                       py::arg("mean") = recipe.mean, py::arg("std") = recipe.std);
+    result["preprocessing"] =
+        py::dict(py::arg("image_size") = py::tuple(py::cast(recipe.image_size)), py::arg("crop") = recipe.crop,
+                 py::arg("mean") = recipe.mean, py::arg("std") = recipe.std);
     result["labels"] = info.labels;
     result["outputs"] = info.outputs;
     result["weights"] = weights;
@@ -85,12 +109,14 @@ py::dict describe(const vimrt::ModelInfo& info) {
 py::dict describe(const vimrt::ProgramInfo& program) {
     py::list steps;
     for (const auto& step : program.steps) {
-        steps.append(py::dict(py::arg("name") = step.name, py::arg("reads") = step.reads, py::arg("writes") = step.writes));
+        steps.append(
+            py::dict(py::arg("name") = step.name, py::arg("reads") = step.reads, py::arg("writes") = step.writes));
     }
     py::list buffers;
     for (const auto& buffer : program.buffers) {
-        buffers.append(py::dict(py::arg("name") = buffer.name, py::arg("size") = buffer.size, py::arg("begin") = buffer.begin,
-                                py::arg("end") = buffer.end, py::arg("offset") = buffer.offset));
+        buffers.append(py::dict(py::arg("name") = buffer.name, py::arg("size") = buffer.size,
+                                py::arg("begin") = buffer.begin, py::arg("end") = buffer.end,
+                                py::arg("offset") = buffer.offset));
     }
     return py::dict(py::arg("steps") = steps, py::arg("buffers") = buffers, py::arg("peak") = program.peak,
                     py::arg("lower_bound") = program.lower_bound);
@@ -113,7 +139,10 @@ void bind_errors(py::module_& m) {
     static PyObject* module = m.ptr();
     py::register_exception_translator([](std::exception_ptr pending) {
         const auto set = [](const char* name, const std::exception& error) {
-            py::set_error(py::handle(module).attr(name), error.what());
+            // A path of any bytes may stand in the message.
+            const py::object message = py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(
+                error.what(), static_cast<py::ssize_t>(std::strlen(error.what())), "surrogateescape"));
+            PyErr_SetObject(py::handle(module).attr(name).ptr(), message.ptr());
         };
         try {
             if (pending) std::rethrow_exception(pending);
@@ -137,27 +166,22 @@ void bind_engine(py::module_& m) {
         .def(py::init([](const std::string& path, const std::string& device, const std::optional<std::string>& dtype,
                          int threads, std::int64_t max_memory) {
                  const vimrt::EngineOptions options{device, parse_dtype(dtype), threads, max_memory};
-                 const py::gil_scoped_release release;
-                 return std::make_unique<Engine>(path, options);
+                 return without_gil([&] { return std::make_unique<Engine>(path, options); });
              }),
              py::arg("path"), py::arg("device"), py::arg("dtype"), py::arg("threads"), py::arg("max_memory"))
         .def("info", [](const Engine& engine) { return describe(engine.info()); })
         .def_property_readonly("device", [](const Engine& engine) { return engine.device().to_string(); })
         .def_property_readonly("backend", &Engine::backend)
-        .def_property_readonly("dtype", [](const Engine& engine) { return std::string(vimrt::name_of(engine.dtype())); })
+        .def_property_readonly("dtype",
+                               [](const Engine& engine) { return std::string(vimrt::name_of(engine.dtype())); })
         .def_property_readonly("threads", &Engine::threads)
         .def_property_readonly("arena_bytes", &Engine::arena_bytes)
         .def_property_readonly("constant_bytes", &Engine::constant_bytes)
         .def(
             "run",
             [](const Engine& engine, const FloatArray& pixels, const std::vector<std::string>& outputs) {
-                std::vector<vimrt::Tensor> results;
                 const vimrt::Tensor input = vimrt::Tensor::view(pixels.data(), shape_of(pixels));
-                {
-                    const py::gil_scoped_release release;
-                    results = engine.run(input, outputs);
-                }
-                return to_arrays(results);
+                return to_arrays(without_gil([&] { return engine.run(input, outputs); }));
             },
             py::arg("pixels").noconvert(), py::arg("outputs"))
         .def(
@@ -169,8 +193,10 @@ void bind_engine(py::module_& m) {
                 for (FloatArray& result : results) {
                     tensors.push_back(vimrt::Tensor::view(result.mutable_data(), shape_of(result)));
                 }
-                const py::gil_scoped_release release;
-                engine.run(input, outputs, tensors);
+                without_gil([&] {
+                    engine.run(input, outputs, tensors);
+                    return true;
+                });
             },
             py::arg("pixels").noconvert(), py::arg("outputs"), py::arg("results").noconvert())
         .def(
@@ -179,12 +205,7 @@ void bind_engine(py::module_& m) {
                const ImageSize& image_size) {
                 std::vector<vimrt::ImageView> views;
                 for (const ByteArray& image : images) views.push_back(view_of(image));
-                std::vector<vimrt::Tensor> results;
-                {
-                    const py::gil_scoped_release release;
-                    results = engine.run_images(views, outputs, image_size);
-                }
-                return to_arrays(results);
+                return to_arrays(without_gil([&] { return engine.run_images(views, outputs, image_size); }));
             },
             py::arg("images"), py::arg("outputs"), py::arg("image_size"))
         .def(
@@ -192,12 +213,7 @@ void bind_engine(py::module_& m) {
             [](const Engine& engine, const std::vector<ByteArray>& images, const ImageSize& image_size) {
                 std::vector<vimrt::ImageView> views;
                 for (const ByteArray& image : images) views.push_back(view_of(image));
-                vimrt::Tensor result;
-                {
-                    const py::gil_scoped_release release;
-                    result = engine.preprocess(views, image_size);
-                }
-                return to_array(result);
+                return to_array(without_gil([&] { return engine.preprocess(views, image_size); }));
             },
             py::arg("images"), py::arg("image_size"))
         .def(
@@ -205,7 +221,8 @@ void bind_engine(py::module_& m) {
             [](const Engine& engine, const FloatArray& logits, int top_k) {
                 py::list list;
                 const std::span<const float> values(logits.data(), static_cast<std::size_t>(logits.size()));
-                for (const auto& p : engine.top(values, top_k)) list.append(py::make_tuple(p.label, p.probability, p.index));
+                for (const auto& p : engine.top(values, top_k))
+                    list.append(py::make_tuple(p.label, p.probability, p.index));
                 return list;
             },
             py::arg("logits"), py::arg("top_k"))
@@ -213,12 +230,7 @@ void bind_engine(py::module_& m) {
             "program",
             [](const Engine& engine, std::int64_t batch, std::int64_t height, std::int64_t width,
                const std::vector<std::string>& outputs) {
-                vimrt::ProgramInfo program;
-                {
-                    const py::gil_scoped_release release;
-                    program = engine.program(batch, height, width, outputs);
-                }
-                return describe(program);
+                return describe(without_gil([&] { return engine.program(batch, height, width, outputs); }));
             },
             py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("outputs"));
 }

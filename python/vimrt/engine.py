@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from .images import ByteArray, Photograph, is_photograph, to_rgb
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 
+_INT64_MAX = 2**63 - 1
 _DLPACK_CPU = (1, 3, 11)  # kDLCPU, kDLCUDAHost, kDLROCMHost: memory that the host reads directly
 
 
@@ -50,10 +52,8 @@ class Engine:
         threads: int | None = None,
         max_memory: int | None = None,
     ) -> None:
-        for name, value in (("threads", threads), ("max_memory", max_memory)):
-            if value is not None and value < 1:
-                raise InvalidArgument(f"{name} is {value}; give a positive number, or None")
-        self._engine = _vimrt.Engine(os.fspath(path), device, dtype, threads or 0, max_memory or 0)
+        threads, max_memory = _limit("threads", threads, 1024), _limit("max_memory", max_memory, _INT64_MAX)
+        self._engine = _vimrt.Engine(os.fsencode(path), device, dtype, threads, max_memory)
         self._info = self._engine.info()
 
     def __repr__(self) -> str:
@@ -246,7 +246,10 @@ def _from_dlpack(value: Any) -> npt.NDArray[Any]:
             f"a {type(value).__name__} is no input; give photographs (paths, PIL images, uint8 arrays) "
             "or a float (B, 3, H, W) array or DLPack tensor"
         )
-    kind, index = value.__dlpack_device__()
+    try:
+        kind, index = value.__dlpack_device__()
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise InvalidArgument(f"the DLPack tensor has no device: {error}; give a dense float32 tensor") from error
     if int(kind) not in _DLPACK_CPU:
         raise InvalidArgument(
             f"the tensor is on another device (DLPack kind {int(kind)}, index {index}); this engine takes host memory: "
@@ -261,5 +264,20 @@ def _from_dlpack(value: Any) -> npt.NDArray[Any]:
 def _rows_and_columns(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if image_size is None:
         return None
-    rows, columns = (image_size, image_size) if isinstance(image_size, int) else image_size
+    try:
+        pair = (image_size, image_size) if isinstance(image_size, SupportsIndex) else image_size
+        rows, columns = (operator.index(side) for side in pair)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"image_size is {image_size!r}; give a whole number, or rows and columns") from error
+    if max(rows, columns) > _INT64_MAX:
+        raise InvalidArgument(f"image_size is {image_size!r}; that is more than any image has")
     return rows, columns
+
+
+def _limit(name: str, value: int | None, most: int) -> int:
+    """The value of an option, 0 for None."""
+    if value is None:
+        return 0
+    if not isinstance(value, SupportsIndex) or not 1 <= operator.index(value) <= most:
+        raise InvalidArgument(f"{name} is {value!r}; give a whole number from 1 to {most}, or None")
+    return operator.index(value)
