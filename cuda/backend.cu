@@ -21,7 +21,8 @@ cudaDeviceProp find_device(int index) {
                           "; install an NVIDIA driver, or use device=\"cpu\"");
     }
     if (index >= count) {
-        throw DeviceError("there is no device cuda:" + std::to_string(index) + ": this machine has " + std::to_string(count));
+        throw DeviceError("there is no device cuda:" + std::to_string(index) + ": this machine has " +
+                          std::to_string(count));
     }
     cudaDeviceProp properties{};
     if (const cudaError_t status = cudaGetDeviceProperties(&properties, index); status != cudaSuccess) {
@@ -40,5 +41,5 @@ std::unique_ptr<Backend> create_backend(const BackendOptions& options) {
 
 }  // namespace vimrt::cuda
 
-extern "C" __attribute__((visibility("default"))) const vimrt::BackendEntry vimrt_backend_entry{
-    vimrt::backend_abi_version, &vimrt::cuda::create_backend};
+extern "C" __attribute__((visibility("default")))
+const vimrt::BackendEntry vimrt_backend_entry{vimrt::backend_abi_version, &vimrt::cuda::create_backend};
