@@ -1,0 +1,67 @@
+// The selective scan of both directions, with the time step's projection and softplus before it and the gated merge
+// behind.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "device.h"
+#include "vimrt/tensor.h"
+
+namespace vimrt::cuda {
+
+// h_t = exp(Delta_t A) h_{t-1} + (Delta_t c_t) B_t, y_t = C_t . h_t + D c_t, h = 0 before the first token, with
+// Delta_t = softplus(dt_weight delta_t + dt_bias). The backward direction walks its tokens from the last to the first;
+// its rows are in the order of the tokens all the same.
+struct ScanDirection {
+    const void* c = nullptr;           // (batch, tokens, channels)
+    const float* projected = nullptr;  // (batch, tokens, rank + 2 states): delta, B and C of each token
+    const float* dt_weight = nullptr;  // (rank, channels)
+    const float* dt_bias = nullptr;    // (channels)
+    const float* decay = nullptr;      // (channels, states): A log2(e), A = -exp(A_log)
+    const float* skip = nullptr;       // (channels): D
+    void* y = nullptr;                 // (batch, tokens, channels); may be c
+};
+
+// With `merged`, the result is factor (y_forward + y_backward) SiLU(z) there, and the directions' y are room to work
+// in; `merged` may be the forward y. Without it the directions' y are the result.
+struct Scan {
+    ScanDirection forward, backward;
+    int directions = 2;  // 1: forward alone
+    void* merged = nullptr;
+    const void* z = nullptr;  // (batch, tokens, channels), rows z_stride elements apart
+    std::int64_t z_stride = 0;
+    float factor = 1.0F;
+    int batch = 0, tokens = 0, channels = 0;
+    int states = 0;               // 8, 16, 32 or 64: fewer are padded with states whose B is zero
+    int rank = 0;                 // a multiple of 4, padded with zeros
+    DType dtype = DType::F32;     // of c, z, y and merged
+    unsigned* tickets = nullptr;  // ticket_count() zeros
+};
+
+// How a scan is spread over the chip.
+struct ScanForm {
+    bool over_time = false;
+    int time_lanes = 0;  // over_time: lanes of a warp that share a channel's time, 8, 16 or 32
+    int warps = 0;       // over_time: of a block
+
+    int channels_per_block() const { return warps * (32 / time_lanes); }
+};
+
+// The form that serves the shape best on the device. All forms compute the same; which is faster was measured
+// (docs/cuda-kernels.md).
+ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device);
+
+// Words of Scan::tickets that the form needs.
+int ticket_count(const Scan& a, const ScanForm& form);
+
+void bidirectional_scan(const Scan& a, const ScanForm& form, cudaStream_t stream);
+
+// scan_over_channels.cu: a thread for each channel and direction, token after token.
+void scan_over_channels(const Scan& a, cudaStream_t stream);
+// scan_over_time.cu: the lanes of a warp share a channel's time.
+void scan_over_time(const Scan& a, const ScanForm& form, cudaStream_t stream);
+std::size_t scan_over_time_shared_bytes(const Scan& a, const ScanForm& form);
+
+}  // namespace vimrt::cuda

@@ -1,0 +1,119 @@
+#include "cuda_backend.h"
+
+#include <algorithm>
+
+#include "operators.h"
+#include "vimrt/error.h"
+
+namespace vimrt::cuda {
+
+namespace {
+
+// Grids of blocks have at most 65,535 rows.
+constexpr std::int64_t max_slice = 32768;
+
+std::unique_ptr<const CublasLt> open_blas(int device) {
+    const DeviceGuard guard(device);
+    return std::make_unique<const CublasLt>();
+}
+
+DType storage_for(const BackendOptions& options) {
+    const DType dtype = options.dtype.value_or(options.file_dtype);
+    if (dtype == DType::U8)
+        throw InvalidArgument("activations cannot be stored as uint8; use \"fp32\", \"fp16\" or \"bf16\"");
+    return dtype;
+}
+
+bool is_pageable(const void* memory) {
+    cudaPointerAttributes attributes{};
+    check(cudaPointerGetAttributes(&attributes, memory), "a pointer cannot be looked up");
+    return attributes.type == cudaMemoryTypeUnregistered;
+}
+
+cudaStream_t stream_or_own(void* stream) {
+    return stream != nullptr ? static_cast<cudaStream_t>(stream) : cudaStreamPerThread;
+}
+
+}  // namespace
+
+CudaBackend::CudaBackend(const BackendOptions& options)
+    : properties_(find_device(options.device_index)),
+      blas_(open_blas(properties_.index)),
+      algorithms_(*blas_),
+      target_{storage_for(options), properties_, &algorithms_} {}
+
+std::string CudaBackend::description() const {
+    return properties_.name + ", " + std::string(name_of(target_.dtype)) + ", cuBLASLt " + blas_->version();
+}
+
+std::int64_t CudaBackend::preferred_slice(std::int64_t batch, std::int64_t /*bytes_per_image*/) const {
+    return std::min(batch, max_slice);
+}
+
+void* CudaBackend::allocate(std::size_t bytes) {
+    const DeviceGuard guard(properties_.index);
+    void* memory = nullptr;
+    const cudaError_t status = cudaMalloc(&memory, std::max<std::size_t>(bytes, 1));
+    if (status == cudaSuccess) return memory;
+    if (status != cudaErrorMemoryAllocation) check(status, "device memory cannot be allocated");
+    cudaGetLastError();
+    std::size_t free = 0;
+    std::size_t total = 0;
+    cudaMemGetInfo(&free, &total);
+    throw OutOfMemory(device().to_string() + " refused " + std::to_string(bytes) + " bytes: " + std::to_string(free) +
+                      " of " + std::to_string(total) +
+                      " are free; use a smaller batch or image, or give max_memory so that batches run in slices");
+}
+
+void CudaBackend::deallocate(void* memory, std::size_t /*bytes*/) noexcept {
+    int former = 0;
+    cudaGetDevice(&former);
+    cudaSetDevice(properties_.index);
+    cudaFree(memory);
+    cudaSetDevice(former);
+}
+
+void CudaBackend::copy(void* to, const void* from, std::size_t bytes, void* stream) {
+    if (bytes == 0) return;
+    const DeviceGuard guard(properties_.index);
+    const cudaStream_t target = stream_or_own(stream);
+    order_.begin(target);
+    if (is_pageable(from)) return staging_.upload(to, from, bytes, target);
+    if (is_pageable(to)) return staging_.download(to, from, bytes, target);
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, target), "a copy failed");
+    if (stream == nullptr) check(cudaStreamSynchronize(target), "a copy failed");
+}
+
+void CudaBackend::synchronize(void* stream) {
+    const DeviceGuard guard(properties_.index);
+    check(cudaStreamSynchronize(stream_or_own(stream)),
+          "the program failed on the device; VIMRT_CUDA_SYNC=1 names the step");
+}
+
+bool CudaBackend::supports(const std::string& op) const {
+    return find_operator(op) != nullptr;
+}
+
+int CudaBackend::lower(Lowering& lowering, int node) {
+    const Node& first = lowering.node(node);
+    for (int i = 0; i < first.input_count(); ++i) {
+        if (lowering.read(first.input(i)).dtype == DType::U8 && first.op() != "patch_embed") {
+            lowering.fail(node,
+                          "reads 8-bit pixels, which patch_embed alone takes; give the image as normalised float32");
+        }
+    }
+    const DeviceGuard guard(properties_.index);
+    return find_operator(first.op())(lowering, node, target_);
+}
+
+void CudaBackend::lower_copy(Lowering& lowering, const Operand& source, const Operand& destination, std::int64_t rows,
+                             std::int64_t columns) {
+    cuda::lower_copy(lowering, "output", source, destination, rows, columns);
+}
+
+std::unique_ptr<Execution> CudaBackend::prepare(const std::vector<Step>& steps) {
+    const DeviceGuard guard(properties_.index);
+    return std::make_unique<CudaExecution>(properties_.index, *blas_, order_, steps);
+}
+
+}  // namespace vimrt::cuda

@@ -1,0 +1,103 @@
+#include "device.h"
+
+#include "vimrt/error.h"
+
+namespace vimrt::cuda {
+
+void check(cudaError_t status, const std::string& what) {
+    if (status == cudaSuccess) return;
+    cudaGetLastError();  // an error that does not stick is forgotten here, so that the next call starts clean
+    std::string message = what + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")";
+    if (cudaDeviceSynchronize() != cudaSuccess) {
+        message += "; the device can no longer be used by this process, start it again";
+    }
+    throw DeviceError(message);
+}
+
+DeviceGuard::DeviceGuard(int device) {
+    check(cudaGetDevice(&former_), "the current CUDA device cannot be read");
+    if (former_ == device) return;
+    check(cudaSetDevice(device), "cuda:" + std::to_string(device) + " cannot be made the current device");
+    changed_ = true;
+}
+
+DeviceGuard::~DeviceGuard() {
+    if (changed_) cudaSetDevice(former_);
+}
+
+Stream::Stream() {
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a CUDA stream cannot be made");
+}
+Stream::~Stream() {
+    cudaStreamDestroy(stream_);
+}
+
+Event::Event() {
+    check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "a CUDA event cannot be made");
+}
+Event::~Event() {
+    cudaEventDestroy(event_);
+}
+
+namespace {
+
+std::string version_text(int version) {
+    return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+int count_devices() {
+    int count = 0;
+    const cudaError_t status = cudaGetDeviceCount(&count);
+    if (status == cudaErrorInsufficientDriver) {
+        int driver = 0;
+        int runtime = 0;
+        cudaDriverGetVersion(&driver);
+        cudaRuntimeGetVersion(&runtime);
+        throw DeviceError((driver == 0 ? "no NVIDIA driver was found"
+                                       : "the NVIDIA driver supports CUDA " + version_text(driver) + " at most") +
+                          ", and this vimrt needs one for CUDA " + version_text(runtime) +
+                          "; install a newer driver from nvidia.com/drivers, or use device=\"cpu\"");
+    }
+    if (status != cudaSuccess || count == 0) {
+        throw DeviceError(std::string("no CUDA device can be used: ") +
+                          (status == cudaSuccess ? "there is none" : cudaGetErrorString(status)) +
+                          "; install an NVIDIA GPU and its driver, or use device=\"cpu\"");
+    }
+    return count;
+}
+
+__global__ void probe() {}
+
+}  // namespace
+
+DeviceProperties find_device(int index) {
+    const int count = count_devices();
+    if (index >= count) {
+        throw DeviceError(
+            "there is no device cuda:" + std::to_string(index) + ": this machine has " + std::to_string(count) +
+            (count == 1 ? " CUDA device, cuda:0" : " CUDA devices, cuda:0 to cuda:" + std::to_string(count - 1)));
+    }
+    const std::string name = "cuda:" + std::to_string(index);
+    cudaDeviceProp found{};
+    check(cudaGetDeviceProperties(&found, index), name + " cannot be queried");
+    const DeviceGuard guard(index);
+    cudaFuncAttributes attributes{};
+    const cudaError_t status = cudaFuncGetAttributes(&attributes, probe);
+    if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction) {
+        cudaGetLastError();
+        throw DeviceError(name + " (" + found.name + ", compute capability " + std::to_string(found.major) + "." +
+                          std::to_string(found.minor) +
+                          ") is not among the architectures that this vimrt was built for; " +
+                          "build it with -DVIMRT_CUDA_ARCHITECTURES=" + std::to_string(10 * found.major + found.minor) +
+                          ", or use device=\"cpu\"");
+    }
+    check(status, name + " cannot be used");
+    return {index,
+            found.name,
+            10 * found.major + found.minor,
+            found.multiProcessorCount,
+            found.l2CacheSize,
+            static_cast<int>(found.sharedMemPerBlockOptin)};
+}
+
+}  // namespace vimrt::cuda

@@ -1,0 +1,69 @@
+// Errors, devices, streams and events of the CUDA runtime, as C++.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <string>
+
+namespace vimrt::cuda {
+
+// Throws DeviceError where `status` is an error: "<what>: <CUDA's own words>", and whether the device can still be
+// used.
+void check(cudaError_t status, const std::string& what);
+inline void check(cudaError_t status, const char* what) {
+    if (status != cudaSuccess) check(status, std::string(what));
+}
+
+// Makes `device` the calling thread's current one and puts the former one back.
+class DeviceGuard {
+public:
+    explicit DeviceGuard(int device);
+    ~DeviceGuard();
+    DeviceGuard(const DeviceGuard&) = delete;
+    DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+private:
+    int former_ = 0;
+    bool changed_ = false;
+};
+
+// A stream of the current device that does not wait for the default stream.
+class Stream {
+public:
+    Stream();
+    ~Stream();
+    Stream(const Stream&) = delete;
+    Stream& operator=(const Stream&) = delete;
+    cudaStream_t get() const { return stream_; }
+
+private:
+    cudaStream_t stream_ = nullptr;
+};
+
+// An event without timing.
+class Event {
+public:
+    Event();
+    ~Event();
+    Event(const Event&) = delete;
+    Event& operator=(const Event&) = delete;
+    cudaEvent_t get() const { return event_; }
+
+private:
+    cudaEvent_t event_ = nullptr;
+};
+
+// What lowering needs to know of the device.
+struct DeviceProperties {
+    int index = 0;
+    std::string name;
+    int compute_capability = 0;  // 90 for 9.0
+    int multiprocessors = 0;
+    int l2_bytes = 0;
+    int shared_bytes_per_block = 0;  // the most a block can opt in to
+};
+
+// Throws DeviceError unless there are a driver, new enough, and the device `index`, and this build has code for it.
+DeviceProperties find_device(int index);
+
+}  // namespace vimrt::cuda

@@ -1,0 +1,65 @@
+// linear: out = in W^T + bias, on cuBLASLt (matmul.h).
+//
+// A scale behind it goes into the weights. Where an add_norm follows, the product is added to the fp32 residual in
+// place, unrounded, and the add_norm is left with the norm alone.
+#include "constants.h"
+#include "lowering_rules.h"
+#include "matmul.h"
+
+namespace vimrt::cuda {
+
+namespace {
+
+// The residual that the product `hidden` may be added to in place: that of an add_norm which is all that reads
+// `hidden`, where nobody reads the residual after it. -1 where there is none.
+ValueId residual_behind(Lowering& lowering, int node, ValueId hidden, const Operand& in) {
+    if (!feeds_next(lowering, node, hidden, "add_norm")) return -1;
+    const Node& add_norm = lowering.node(node + 1);
+    if (add_norm.input_count() < 2) return -1;
+    const ValueId residual = add_norm.input(add_norm.input(0) == hidden ? 1 : 0);
+    const bool free = is_free(lowering, node + 1, residual, DType::F32) && lowering.read(residual).buffer != in.buffer;
+    return free ? residual : -1;
+}
+
+// What a product or a scan reads is stored for it; everything else, the residual stream and the logits, in fp32.
+DType result_dtype(const Lowering& lowering, int node, ValueId result, const Target& target) {
+    return feeds_next(lowering, node, result, "split") || feeds_next(lowering, node, result, "linear") ? target.dtype
+                                                                                                       : DType::F32;
+}
+
+}  // namespace
+
+int lower_linear(Lowering& lowering, int node, const Target& target) {
+    const Node& linear = lowering.node(node);
+    const Operand in = stored_as(lowering, linear.input(0), target.dtype, true);
+    int last = node;  // the last node taken
+    ValueId result = linear.output(0);
+    const Weight* gamma = nullptr;
+    if (feeds_next(lowering, last, result, "scale")) {
+        ++last;
+        gamma = &lowering.node(last).weight("gamma");
+        result = lowering.node(last).output(0);
+    }
+    const ValueId residual = residual_behind(lowering, last, result, in);
+
+    const Weight& weight = linear.weight("weight");
+    MatmulShape shape;
+    shape.rows = rows_of(lowering, linear.output(0));
+    shape.depth = weight.shape[1];
+    shape.features = weight.shape[0];
+    shape.accumulate = residual >= 0;
+    const Operand out = shape.accumulate ? lowering.read(residual)
+                                         : lowering.write(result, result_dtype(lowering, last, result, target));
+    // cuBLASLt reads a bias of the output's dtype.
+    const void* bias = nullptr;
+    if (linear.has_weight("bias")) {
+        bias = out.dtype == DType::F32 ? float_vector(lowering, linear.weight("bias"), gamma)
+                                       : matrix(lowering, linear.weight("bias"), out.dtype, gamma);
+    }
+    lower_matmul(lowering, target, step_name(shape.accumulate ? "linear+add" : "linear", linear), shape, in,
+                 matrix(lowering, weight, target.dtype, gamma), bias, out);
+    if (!shape.accumulate) return last - node + 1;
+    return last - node + 1 + lower_norm_of_sum(lowering, last + 1, residual, target);
+}
+
+}  // namespace vimrt::cuda

@@ -1,0 +1,408 @@
+// Every kernel but the scan against fp64, at odd sizes too, with poisoned outputs.
+#include "add_norm.h"
+#include "causal_conv1d.h"
+#include "check.h"
+#include "cublaslt.h"
+#include "device_array.h"
+#include "matmul.h"
+#include "patch_embed.h"
+#include "tokens.h"
+
+using namespace vimrt;
+using namespace vimrt::cuda;
+using namespace vimrt::cuda::test;
+
+namespace {
+
+std::size_t product(std::initializer_list<std::int64_t> sizes) {
+    std::int64_t count = 1;
+    for (const std::int64_t size : sizes) count *= size;
+    return static_cast<std::size_t>(count);
+}
+
+// Row-major (rows, columns) into one normalised row.
+void norm_row(const double* x, int columns, const std::vector<double>& weight, const std::vector<double>* bias,
+              double eps, bool centred, double* out) {
+    double mean = 0;
+    double square = 0;
+    for (int i = 0; centred && i < columns; ++i) mean += x[i] / columns;
+    for (int i = 0; i < columns; ++i) square += (x[i] - mean) * (x[i] - mean) / columns;
+    for (int i = 0; i < columns; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        out[i] = (x[i] - mean) / std::sqrt(square + eps) * weight[at] + (bias != nullptr ? (*bias)[at] : 0.0);
+    }
+}
+
+void check_add_norm(int rows, int columns, DType dtype, bool residual, bool centred, std::int64_t step) {
+    const auto count = product({rows * step, columns});
+    const std::vector<double> hidden = rounded(normal(count, 1.0, 0.3), DType::F32);
+    const std::vector<double> stream = rounded(normal(count), DType::F32);
+    const std::vector<double> weight = rounded(normal(static_cast<std::size_t>(columns), 0.2, 1.0), DType::F32);
+    const std::vector<double> bias = rounded(normal(static_cast<std::size_t>(columns)), DType::F32);
+    const DeviceArray device_hidden(hidden, DType::F32);
+    const DeviceArray device_stream(stream, DType::F32);
+    const DeviceArray device_weight(weight, DType::F32);
+    const DeviceArray device_bias(bias, DType::F32);
+    const DeviceArray normed(product({rows, columns}), dtype);
+    AddNorm a;
+    a.hidden = device_hidden.floats();
+    if (residual) a.residual = a.sum = device_stream.floats();
+    a.normed = normed.data();
+    a.weight = device_weight.floats();
+    if (centred) a.bias = device_bias.floats();
+    a.normed_dtype = dtype;
+    a.rows = rows;
+    a.columns = columns;
+    a.row_step = step;
+    a.row_first = step - 1;
+    a.eps = 1e-5F;
+    a.centred = centred;
+    add_norm(a, nullptr);
+    require(cudaGetLastError());
+
+    std::vector<double> expected(product({rows, columns}));
+    std::vector<double> sums = stream;
+    for (int row = 0; row < rows; ++row) {
+        const std::size_t from = static_cast<std::size_t>((row * step + step - 1) * columns);
+        std::vector<double> sum(hidden.begin() + static_cast<std::ptrdiff_t>(from),
+                                hidden.begin() + static_cast<std::ptrdiff_t>(from) + columns);
+        for (std::size_t i = 0; residual && i < sum.size(); ++i) sum[i] += stream[from + i];
+        for (std::size_t i = 0; i < sum.size(); ++i) sums[from + i] = sum[i];
+        norm_row(sum.data(), columns, weight, centred ? &bias : nullptr, 1e-5, centred,
+                 expected.data() + row * columns);
+    }
+    CHECK(relative_error(normed.values(), expected) <= tolerance(dtype));
+    if (residual) CHECK(relative_error(device_stream.values(), sums) <= 1e-7);
+}
+
+}  // namespace
+
+TEST(add_norm_of_any_width) {
+    for (const DType dtype : storages) {
+        for (const int columns : {1, 8, 50, 77, 192, 384, 768, 1024, 1280, 4096}) {
+            if (columns > max_norm_columns(columns)) continue;
+            for (const bool centred : {false, true}) {
+                if (columns == 1 && centred) continue;  // a single value less its mean is nothing
+                check_add_norm(7, columns, dtype, true, centred, 1);
+                check_add_norm(5, columns, dtype, false, centred, 3);
+            }
+        }
+    }
+}
+
+TEST(causal_conv1d_of_both_directions) {
+    for (const DType dtype : storages) {
+        for (const int width : {1, 3, 4, 7}) {
+            for (const int tokens : {1, 3, 8, 65}) {
+                for (const int channels : {8, 77, 192}) {
+                    for (const bool both : {false, true}) {
+                        const int batch = 2;
+                        const std::int64_t stride = 2 * channels;
+                        const auto x = rounded(normal(product({batch, tokens, stride})), dtype);
+                        const auto taps = rounded(normal(product({2, width, channels}), 0.5), DType::F32);
+                        const auto bias = rounded(normal(product({2, channels}), 0.1), DType::F32);
+                        const DeviceArray device_x(x, dtype);
+                        const DeviceArray device_taps(taps, DType::F32);
+                        const DeviceArray device_bias(bias, DType::F32);
+                        const DeviceArray out(product({2, batch, tokens, channels}), dtype);
+                        const DeviceArray words(17, DType::F32);
+                        const std::size_t half = product({batch, tokens, channels});
+                        CausalConv a;
+                        a.x = device_x.data();
+                        a.x_stride = stride;
+                        a.forward = out.data();
+                        if (both) a.backward = out.at(half);
+                        a.forward_taps = device_taps.floats();
+                        a.backward_taps = device_taps.floats() + width * channels;
+                        a.forward_bias = device_bias.floats();
+                        a.backward_bias = device_bias.floats() + channels;
+                        a.batch = batch;
+                        a.tokens = tokens;
+                        a.channels = channels;
+                        a.width = width;
+                        a.dtype = dtype;
+                        a.clear = static_cast<unsigned*>(words.data());
+                        a.clear_count = 17;
+                        causal_conv1d(a, nullptr);
+                        require(cudaGetLastError());
+
+                        std::vector<double> expected((both ? 2 : 1) * half);
+                        for (std::size_t i = 0; i < expected.size(); ++i) {
+                            const bool back = i >= half;
+                            const auto channel = static_cast<int>(i % static_cast<std::size_t>(channels));
+                            const auto row = static_cast<int>(i % half / static_cast<std::size_t>(channels));
+                            double sum = bias[static_cast<std::size_t>((back ? channels : 0) + channel)];
+                            for (int j = 0; j < width; ++j) {
+                                const int token = row % tokens + (back ? width - 1 - j : j - (width - 1));
+                                if (token < 0 || token >= tokens) continue;
+                                sum += taps[static_cast<std::size_t>(((back ? width : 0) + j) * channels + channel)] *
+                                       x[static_cast<std::size_t>((row / tokens * tokens + token) * stride + channel)];
+                            }
+                            expected[i] = silu(sum);
+                        }
+                        std::vector<double> found = out.values();
+                        found.resize(expected.size());
+                        CHECK(relative_error(found, expected) <= tolerance(dtype));
+                        CHECK(words.values() == std::vector<double>(17, 0.0));
+                    }
+                }
+            }
+        }
+    }
+}
+
+TEST(patches_of_floats_and_bytes) {
+    for (const DType dtype : storages) {
+        for (const bool bytes : {false, true}) {
+            for (const int stride : {16, 8}) {
+                const int batch = 2, height = 53, width = 70, patch = 16, d_model = 24;
+                const int rows = (height - patch) / stride + 1, columns = (width - patch) / stride + 1;
+                const int tokens = rows * columns + 2;
+                std::vector<double> pixels = rounded(normal(product({batch, 3, height, width})), DType::F32);
+                std::vector<std::uint8_t> photographs(pixels.size());
+                for (std::size_t i = 0; i < pixels.size(); ++i)
+                    photographs[i] = static_cast<std::uint8_t>(generator()());
+                const DeviceArray device_pixels(pixels, DType::F32);
+                if (bytes)
+                    require(cudaMemcpy(device_pixels.data(), photographs.data(), photographs.size(),
+                                       cudaMemcpyHostToDevice));
+                const auto first = rounded(normal(d_model), DType::F32), last = rounded(normal(d_model), DType::F32);
+                const auto bias = rounded(normal(d_model), DType::F32),
+                           positions = rounded(normal(product({tokens, d_model})), DType::F32);
+                const DeviceArray device_first(first, DType::F32), device_last(last, DType::F32),
+                    device_bias(bias, DType::F32), device_positions(positions, DType::F32);
+                const std::int64_t depth = 3 * patch * patch;
+                const DeviceArray patches(product({batch, tokens, depth}), dtype);
+                const DeviceArray start(product({batch, tokens, d_model}), DType::F32);
+                PatchRows a;
+                a.pixels = device_pixels.data();
+                a.pixels_dtype = bytes ? DType::U8 : DType::F32;
+                for (int i = 0; i < 3; ++i) {
+                    a.mean[i] = 0.4F + 0.05F * static_cast<float>(i);
+                    a.std[i] = 0.2F + 0.02F * static_cast<float>(i);
+                }
+                a.batch = batch;
+                a.channels = 3;
+                a.height = height;
+                a.width = width;
+                a.patch_rows = a.patch_columns = patch;
+                a.stride = stride;
+                a.grid_columns = columns;
+                a.tokens = tokens;
+                a.first_at = 0;
+                a.first = device_first.floats();
+                a.last = device_last.floats();
+                a.bias = device_bias.floats();
+                a.positions = device_positions.floats();
+                a.d_model = d_model;
+                a.rows = patches.data();
+                a.row_dtype = dtype;
+                a.start = start.floats();
+                patch_rows(a, nullptr);
+                require(cudaGetLastError());
+
+                std::vector<double> expected(product({batch, tokens, depth}), 0.0);
+                std::vector<double> expected_start(product({batch, tokens, d_model}));
+                for (int token = 0; token < batch * tokens; ++token) {
+                    const int place = token % tokens;
+                    const bool is_first = place == 0, is_last = place == tokens - 1;
+                    for (int d = 0; d < d_model; ++d) {
+                        const auto at = static_cast<std::size_t>(d);
+                        expected_start[static_cast<std::size_t>(token * d_model + d)] =
+                            positions[static_cast<std::size_t>(place * d_model + d)] + (is_first  ? first[at]
+                                                                                        : is_last ? last[at]
+                                                                                                  : bias[at]);
+                    }
+                    for (int k = 0; !is_first && !is_last && k < depth; ++k) {
+                        const int channel = k / (patch * patch), i = k / patch % patch, j = k % patch;
+                        const int row = (place - 1) / columns * stride + i, column = (place - 1) % columns * stride + j;
+                        const int image = token / tokens;
+                        const double value =
+                            bytes ? (photographs[product({((image * height + row) * width + column) * 3 + channel})] /
+                                         255.0 -
+                                     static_cast<double>(a.mean[channel])) /
+                                        static_cast<double>(a.std[channel])
+                                  : pixels[static_cast<std::size_t>(((image * 3 + channel) * height + row) * width +
+                                                                    column)];
+                        expected[static_cast<std::size_t>(token * depth + k)] = value;
+                    }
+                }
+                CHECK(relative_error(patches.values(), expected) <= tolerance(dtype));
+                CHECK(relative_error(start.values(), expected_start) <= 1e-7);
+            }
+        }
+    }
+}
+
+TEST(insert_tokens_at_any_place) {
+    const int batch = 3, patches = 5, columns = 9;
+    const auto in = rounded(normal(product({batch, patches, columns})), DType::F32);
+    const auto token = rounded(normal(columns), DType::F32), end = rounded(normal(columns), DType::F32);
+    const DeviceArray device_in(in, DType::F32), device_token(token, DType::F32), device_end(end, DType::F32);
+    for (const bool both : {false, true}) {
+        for (const int place : {0, 2, 5}) {
+            if (both && place != 0) continue;
+            const int tokens = patches + (both ? 2 : 1);
+            const DeviceArray out(product({batch, tokens, columns}), DType::F32);
+            insert_tokens(device_in.floats(), device_token.floats(), place, both ? device_end.floats() : nullptr,
+                          out.floats(), batch, tokens, columns, nullptr);
+            std::vector<double> expected;
+            for (int b = 0; b < batch; ++b) {
+                int patch = 0;
+                for (int t = 0; t < tokens; ++t) {
+                    const bool last = both && t == tokens - 1;
+                    for (int d = 0; d < columns; ++d) {
+                        const auto at = static_cast<std::size_t>(d);
+                        expected.push_back(t == place ? token[at]
+                                           : last     ? end[at]
+                                                  : in[static_cast<std::size_t>((b * patches + patch) * columns + d)]);
+                    }
+                    if (t != place && !last) ++patch;
+                }
+            }
+            CHECK(out.values() == expected);
+        }
+    }
+}
+
+TEST(add_position_repeats_for_every_image) {
+    const int batch = 3, tokens = 7, columns = 11;
+    const auto in = rounded(normal(product({batch, tokens, columns})), DType::F32);
+    const auto table = rounded(normal(product({tokens, columns})), DType::F32);
+    const DeviceArray device(in, DType::F32), device_table(table, DType::F32);
+    add_position(device.floats(), device_table.floats(), device.floats(), batch, tokens, columns, nullptr);
+    std::vector<double> expected = in;
+    for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += table[i % table.size()];
+    CHECK(relative_error(device.values(), expected) <= 1e-7);
+}
+
+TEST(rope_turns_pairs) {
+    for (const DType dtype : storages) {
+        const int batch = 2, tokens = 7, columns = 12;
+        const auto in = rounded(normal(product({batch, tokens, columns})), dtype);
+        const auto cos = rounded(normal(product({tokens, columns})), DType::F32),
+                   sin = rounded(normal(product({tokens, columns})), DType::F32);
+        const DeviceArray device(in, dtype), device_cos(cos, DType::F32), device_sin(sin, DType::F32);
+        rope(device.data(), device_cos.floats(), device_sin.floats(), device.data(), dtype, batch, tokens, columns,
+             nullptr);
+        std::vector<double> expected(in.size());
+        for (std::size_t i = 0; i < in.size(); ++i) {
+            const double partner = i % 2 == 0 ? -in[i + 1] : in[i - 1];
+            expected[i] = in[i] * cos[i % cos.size()] + partner * sin[i % sin.size()];
+        }
+        CHECK(relative_error(device.values(), expected) <= tolerance(dtype));
+    }
+}
+
+TEST(scale_select_and_pool) {
+    for (const DType dtype : storages) {
+        const int batch = 3, tokens = 45, columns = 77;
+        const auto in = rounded(normal(product({batch, tokens, columns})), dtype);
+        const auto gamma = rounded(normal(columns), DType::F32);
+        const DeviceArray device_in(in, dtype), device_gamma(gamma, DType::F32);
+        const DeviceArray scaled(in.size(), dtype);
+        const DeviceArray selected(product({batch, columns}), dtype), mean(product({batch, columns}), dtype),
+            largest(product({batch, columns}), dtype);
+        scale(device_in.data(), device_gamma.floats(), scaled.data(), dtype, batch * tokens, columns, nullptr);
+        select_tokens(device_in.data(), 3, tokens - 1, selected.data(), dtype, batch, tokens, columns, nullptr);
+        pool(device_in.data(), false, mean.data(), dtype, batch, tokens, columns, nullptr);
+        pool(device_in.data(), true, largest.data(), dtype, batch, tokens, columns, nullptr);
+        require(cudaGetLastError());
+        std::vector<double> by_gamma = in, two(product({batch, columns})), average(two.size(), 0.0),
+                            maximum(two.size(), -INFINITY);
+        for (std::size_t i = 0; i < in.size(); ++i) {
+            const std::size_t column = i % columns, token = i / columns % tokens, image = i / columns / tokens;
+            by_gamma[i] *= gamma[column];
+            const std::size_t at = image * columns + column;
+            if (token == 3 || token == tokens - 1) two[at] += 0.5 * in[i];
+            average[at] += in[i] / tokens;
+            maximum[at] = std::max(maximum[at], in[i]);
+        }
+        CHECK(relative_error(scaled.values(), by_gamma) <= tolerance(dtype));
+        CHECK(relative_error(selected.values(), two) <= tolerance(dtype));
+        CHECK(relative_error(mean.values(), average) <= tolerance(dtype));
+        CHECK(largest.values() == maximum);
+    }
+}
+
+TEST(gated_merge_of_one_direction_and_two) {
+    for (const DType dtype : storages) {
+        for (const bool both : {false, true}) {
+            const int rows = 31, columns = 13;
+            const std::int64_t stride = 20;
+            const auto forward = rounded(normal(product({rows, columns})), dtype),
+                       backward = rounded(normal(product({rows, columns})), dtype);
+            const auto z = rounded(normal(product({rows, stride})), dtype);
+            const DeviceArray device_forward(forward, dtype), device_backward(backward, dtype), device_z(z, dtype),
+                out(forward.size(), dtype);
+            gated_merge(device_forward.data(), both ? device_backward.data() : nullptr, device_z.data(), stride, 0.5F,
+                        out.data(), dtype, rows, columns, nullptr);
+            std::vector<double> expected(forward.size());
+            for (std::size_t i = 0; i < expected.size(); ++i) {
+                expected[i] = 0.5 * (forward[i] + (both ? backward[i] : 0.0)) *
+                              silu(z[i / columns * static_cast<std::size_t>(stride) + i % columns]);
+            }
+            CHECK(relative_error(out.values(), expected) <= tolerance(dtype));
+        }
+    }
+}
+
+TEST(matmul_in_every_storage_with_bias_addition_and_batch) {
+    const CublasLt blas;
+    MatmulAlgorithms algorithms(blas);
+    const Launch launch{nullptr, &blas};
+    for (const DType in_dtype : storages) {
+        for (const DType out_dtype : {in_dtype, DType::F32}) {
+            for (const bool accumulate : {false, true}) {
+                for (const std::int64_t batch : {1, 2}) {
+                    for (const auto [rows, depth, features] :
+                         {std::array<std::int64_t, 3>{1, 192, 1000}, {197, 384, 44}, {65, 50, 7}, {33, 77, 154}}) {
+                        const auto in = rounded(normal(product({batch, rows, depth})), in_dtype);
+                        const auto weight =
+                            rounded(normal(product({batch, features, depth}), 1.0 / std::sqrt(depth)), in_dtype);
+                        const auto bias = rounded(normal(static_cast<std::size_t>(features)), out_dtype);
+                        const auto before = rounded(normal(product({batch, rows, features})), out_dtype);
+                        const DeviceArray device_in(in, in_dtype), device_weight(weight, in_dtype),
+                            device_bias(bias, out_dtype);
+                        const DeviceArray fresh(before.size(), out_dtype), filled(before, out_dtype);
+                        MatmulShape shape;
+                        shape.rows = rows;
+                        shape.depth = depth;
+                        shape.features = features;
+                        shape.batch = batch;
+                        shape.in_stride = depth;
+                        shape.out_stride = features;
+                        shape.in_batch_stride = rows * depth;
+                        shape.out_batch_stride = rows * features;
+                        shape.in_dtype = in_dtype;
+                        shape.out_dtype = out_dtype;
+                        shape.accumulate = accumulate;
+                        shape.bias = batch == 1;
+                        shape.in_alignment = static_cast<int>(size_of(in_dtype));
+                        shape.out_alignment = static_cast<int>(size_of(out_dtype));
+                        const Matmul matmul = algorithms.choose(shape);
+                        const DeviceArray workspace(matmul.workspace_bytes / 4 + 1, DType::F32);
+                        const DeviceArray& out = accumulate ? filled : fresh;
+                        run_matmul(matmul, launch, device_in.data(), device_weight.data(),
+                                   batch == 1 ? device_bias.data() : nullptr, out.data(), workspace.data());
+                        std::vector<double> expected(before.size());
+                        for (std::size_t i = 0; i < expected.size(); ++i) {
+                            const std::size_t feature = i % static_cast<std::size_t>(features),
+                                              row = i / static_cast<std::size_t>(features);
+                            const std::size_t item = row / static_cast<std::size_t>(rows);
+                            double sum = (batch == 1 ? bias[feature] : 0.0) + (accumulate ? before[i] : 0.0);
+                            for (std::size_t k = 0; k < static_cast<std::size_t>(depth); ++k) {
+                                sum += in[row * static_cast<std::size_t>(depth) + k] *
+                                       weight[(item * static_cast<std::size_t>(features) + feature) *
+                                                  static_cast<std::size_t>(depth) +
+                                              k];
+                            }
+                            expected[i] = sum;
+                        }
+                        CHECK(relative_error(out.values(), expected) <= tolerance(out_dtype));
+                    }
+                }
+            }
+        }
+    }
+}

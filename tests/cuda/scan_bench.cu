@@ -1,0 +1,119 @@
+// Times the scan alone in every form on the published models' shapes: T state updates/s, where the floor is the rate of
+// exponentials (4.2 T/s on an H100). A star marks the form that choose_scan_form() takes.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <vector>
+
+#include "bidirectional_scan.h"
+#include "device_array.h"
+
+using namespace vimrt;
+using namespace vimrt::cuda;
+using namespace vimrt::cuda::test;
+
+namespace {
+
+struct Work {
+    const char* name;
+    int batch, tokens, channels, rank;
+};
+
+constexpr Work works[] = {
+    {"Ti 224 B128", 128, 197, 384, 12}, {"S 224 B128", 128, 197, 768, 24}, {"B 224 B128", 128, 197, 1536, 48},
+    {"Ti 224 B1", 1, 197, 384, 12},     {"S 224 B1", 1, 197, 768, 24},     {"B 224 B1", 1, 197, 1536, 48},
+    {"Ti 1248 B1", 1, 6085, 384, 12},   {"S 1248 B1", 1, 6085, 768, 24},   {"B 1248 B1", 1, 6085, 1536, 48},
+    {"Ti 1248 B8", 8, 6085, 384, 12},   {"S 1248 B8", 8, 6085, 768, 24},   {"Ti 512 B32", 32, 1025, 384, 12},
+};
+
+float median_ms(const Scan& a, const ScanForm& form, const DeviceArray& tickets) {
+    cudaEvent_t begin = nullptr, end = nullptr;
+    require(cudaEventCreate(&begin));
+    require(cudaEventCreate(&end));
+    std::vector<float> times;
+    for (int run = -2; run < 11; ++run) {
+        require(cudaMemsetAsync(tickets.data(), 0, tickets.bytes()));
+        require(cudaEventRecord(begin));
+        bidirectional_scan(a, form, nullptr);
+        require(cudaEventRecord(end));
+        require(cudaEventSynchronize(end));
+        float ms = 0;
+        require(cudaEventElapsedTime(&ms, begin, end));
+        if (run >= 0) times.push_back(ms);
+    }
+    require(cudaGetLastError());
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+}
+
+// Values that repeat: what is timed does not depend on them.
+std::vector<double> repeated(std::size_t count, double scale, double mean) {
+    const std::vector<double> few = normal(4099, scale, mean);
+    std::vector<double> values(count);
+    for (std::size_t i = 0; i < count; ++i) values[i] = few[i % few.size()];
+    return values;
+}
+
+void bench(const Work& s, const DeviceProperties& device) {
+    constexpr int states = 16;
+    const auto elements = static_cast<std::size_t>(s.batch) * s.tokens * s.channels;
+    const DeviceArray c(repeated(2 * elements, 1, 0), DType::F16);
+    const DeviceArray y(2 * elements, DType::F16);
+    const DeviceArray z(repeated(2 * elements, 1, 0), DType::F16);
+    const auto rows = static_cast<std::size_t>(s.batch) * s.tokens * (s.rank + 2 * states);
+    const DeviceArray projected(repeated(2 * rows, 0.7, 0), DType::F32);
+    const DeviceArray weights(repeated(static_cast<std::size_t>(s.rank) * s.channels, 0.2, 0), DType::F32);
+    const DeviceArray bias(repeated(static_cast<std::size_t>(s.channels), 1, -4), DType::F32);
+    const DeviceArray decay(repeated(static_cast<std::size_t>(s.channels) * states, 1, -8), DType::F32);
+    const DeviceArray tickets(static_cast<std::size_t>(s.batch * s.channels + 1), DType::F32);
+    Scan a;
+    a.forward = {c.data(),       projected.floats(), weights.floats(), bias.floats(),
+                 decay.floats(), bias.floats(),      y.data()};
+    a.backward = a.forward;
+    a.backward.c = c.at(elements);
+    a.backward.projected = projected.floats() + rows;
+    a.backward.y = y.at(elements);
+    a.merged = y.data();
+    a.z = z.data();
+    a.z_stride = 2 * s.channels;
+    a.factor = 0.5F;
+    a.batch = s.batch;
+    a.tokens = s.tokens;
+    a.channels = s.channels;
+    a.states = states;
+    a.rank = s.rank;
+    a.dtype = DType::F16;
+    a.tickets = static_cast<unsigned*>(tickets.data());
+
+    const ScanForm chosen = choose_scan_form(a, device);
+    std::printf("%-12s", s.name);
+    const double updates = 2.0 * static_cast<double>(elements) * states;
+    const auto print = [&](const ScanForm& form, bool star) {
+        std::printf(" %d/%d %.2f%c", form.time_lanes, form.warps,
+                    updates / static_cast<double>(median_ms(a, form, tickets)) * 1e-9, star ? '*' : ' ');
+    };
+    print({}, !chosen.over_time);
+    for (const int lanes : {8, 16, 32}) {
+        for (const int warps : {2, 4, 6, 8}) {
+            ScanForm form;
+            form.over_time = true;
+            form.time_lanes = lanes;
+            form.warps = warps;
+            if (scan_over_time_shared_bytes(a, form) > static_cast<std::size_t>(device.shared_bytes_per_block))
+                continue;
+            print(form, chosen.over_time && chosen.time_lanes == lanes && chosen.warps == warps);
+        }
+    }
+    std::printf("\n");
+    std::fflush(stdout);
+}
+
+}  // namespace
+
+int main() {
+    const DeviceProperties device = find_device(0);
+    std::printf("%s: time lanes/warps (0/0: over channels) T updates/s\n", device.name.c_str());
+    for (const Work& work : works) bench(work, device);
+    return 0;
+}

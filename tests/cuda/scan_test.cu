@@ -1,0 +1,250 @@
+// The scan in every form against the recurrence in fp64: states, ranks, odd sizes, one direction and two, merged or
+// not.
+#include "bidirectional_scan.h"
+#include "check.h"
+#include "device_array.h"
+
+using namespace vimrt;
+using namespace vimrt::cuda;
+using namespace vimrt::cuda::test;
+
+namespace {
+
+struct Case {
+    int batch, tokens, channels, states, rank;
+    DType dtype = DType::F32;
+    int directions = 2;
+    bool merged = true;
+    bool in_place = true;
+};
+
+// One direction's inputs, on the host as the device sees them, and on the device.
+struct Inputs {
+    Inputs(const Case& s)
+        : c(rounded(normal(elements(s)), s.dtype)),
+          projected(
+              rounded(normal(static_cast<std::size_t>(s.batch) * s.tokens * (s.rank + 2 * s.states), 0.7), DType::F32)),
+          dt_weight(
+              rounded(normal(static_cast<std::size_t>(s.rank) * s.channels, 1.0 / std::sqrt(s.rank)), DType::F32)),
+          dt_bias(rounded(normal(static_cast<std::size_t>(s.channels), 1.5, -4.0), DType::F32)),
+          decay(static_cast<std::size_t>(s.channels) * s.states),
+          skip(rounded(normal(static_cast<std::size_t>(s.channels), 0.2, 1.0), DType::F32)),
+          device_c(c, s.dtype),
+          device_projected(projected, DType::F32),
+          device_dt_weight(dt_weight, DType::F32),
+          device_dt_bias(dt_bias, DType::F32),
+          device_skip(skip, DType::F32),
+          device_y(c.size(), s.dtype) {
+        for (std::size_t i = 0; i < decay.size(); ++i) {
+            const double rate =
+                static_cast<double>(i % static_cast<std::size_t>(s.states) + 1) * std::exp(0.15 * normal(1)[0]);
+            decay[i] = static_cast<double>(static_cast<float>(-rate * 1.4426950408889634));
+        }
+        device_decay = std::make_unique<DeviceArray>(decay, DType::F32);
+    }
+
+    static std::size_t elements(const Case& s) { return static_cast<std::size_t>(s.batch) * s.tokens * s.channels; }
+
+    ScanDirection direction(bool in_place) const {
+        return {device_c.data(),
+                device_projected.floats(),
+                device_dt_weight.floats(),
+                device_dt_bias.floats(),
+                device_decay->floats(),
+                device_skip.floats(),
+                in_place ? device_c.data() : device_y.data()};
+    }
+
+    std::vector<double> c, projected, dt_weight, dt_bias, decay, skip;
+    DeviceArray device_c, device_projected, device_dt_weight, device_dt_bias, device_skip, device_y;
+    std::unique_ptr<DeviceArray> device_decay;
+};
+
+double time_step(const Inputs& in, const Case& s, const double* row, int e) {
+    double x = in.dt_bias[static_cast<std::size_t>(e)];
+    for (int r = 0; r < s.rank; ++r) x += in.dt_weight[static_cast<std::size_t>(r * s.channels + e)] * row[r];
+    return std::log1p(std::exp(x));
+}
+
+std::vector<double> reference(const Inputs& in, const Case& s, bool backward) {
+    std::vector<double> y(in.c.size());
+    for (int b = 0; b < s.batch; ++b) {
+        for (int e = 0; e < s.channels; ++e) {
+            std::vector<double> h(static_cast<std::size_t>(s.states), 0.0);
+            for (int step = 0; step < s.tokens; ++step) {
+                const int t = backward ? s.tokens - 1 - step : step;
+                const auto token = static_cast<std::size_t>(b) * s.tokens + t;
+                const double* row = in.projected.data() + token * (s.rank + 2 * s.states);
+                const double c = in.c[token * s.channels + e];
+                const double delta = time_step(in, s, row, e);
+                double sum = in.skip[static_cast<std::size_t>(e)] * c;
+                for (int n = 0; n < s.states; ++n) {
+                    auto& state = h[static_cast<std::size_t>(n)];
+                    state = std::exp2(delta * in.decay[static_cast<std::size_t>(e * s.states + n)]) * state +
+                            delta * c * row[s.rank + n];
+                    sum += row[s.rank + s.states + n] * state;
+                }
+                y[token * s.channels + e] = sum;
+            }
+        }
+    }
+    return y;
+}
+
+void check_scan(const Case& s, const ScanForm& form) {
+    const Inputs forward(s);
+    const Inputs backward(s);
+    const std::int64_t z_stride = 2 * s.channels;
+    const std::vector<double> z = rounded(normal(static_cast<std::size_t>(s.batch * s.tokens * z_stride)), s.dtype);
+    const DeviceArray device_z(z, s.dtype);
+    const DeviceArray merged(forward.c.size(), s.dtype);
+
+    Scan a;
+    a.forward = forward.direction(s.in_place);
+    if (s.directions == 2) a.backward = backward.direction(s.in_place);
+    a.directions = s.directions;
+    a.z = device_z.data();
+    a.z_stride = z_stride;
+    a.factor = s.directions == 2 ? 0.5F : 1.0F;
+    a.batch = s.batch;
+    a.tokens = s.tokens;
+    a.channels = s.channels;
+    a.states = s.states;
+    a.rank = s.rank;
+    a.dtype = s.dtype;
+    if (s.merged) a.merged = s.in_place ? forward.device_c.data() : merged.data();
+    const DeviceArray tickets(std::vector<double>(static_cast<std::size_t>(ticket_count(a, form)) + 1, 0.0),
+                              DType::F32);
+    a.tickets = static_cast<unsigned*>(tickets.data());
+    bidirectional_scan(a, form, nullptr);
+    require(cudaGetLastError());
+
+    std::vector<double> expected = reference(forward, s, false);
+    const std::vector<double> other =
+        s.directions == 2 ? reference(backward, s, true) : std::vector<double>(expected.size(), 0.0);
+    const double limit = tolerance(s.dtype);
+    if (!s.merged) {
+        CHECK(relative_error((s.in_place ? forward.device_c : forward.device_y).values(), expected) <= limit);
+        if (s.directions == 2)
+            CHECK(relative_error((s.in_place ? backward.device_c : backward.device_y).values(), other) <= limit);
+        return;
+    }
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+        const std::size_t row = i / static_cast<std::size_t>(s.channels);
+        expected[i] = static_cast<double>(a.factor) * (expected[i] + other[i]) *
+                      silu(z[row * static_cast<std::size_t>(z_stride) + i % static_cast<std::size_t>(s.channels)]);
+    }
+    const double error = relative_error((s.in_place ? forward.device_c : merged).values(), expected);
+    if (!CHECK(error <= limit)) {
+        std::cerr << "  " << error << " for batch " << s.batch << ", tokens " << s.tokens << ", channels " << s.channels
+                  << ", states " << s.states << ", rank " << s.rank << ", " << name_of(s.dtype) << ", lanes "
+                  << form.time_lanes << ", warps " << form.warps << '\n';
+    }
+}
+
+ScanForm over_time(int lanes, int warps) {
+    ScanForm form;
+    form.over_time = true;
+    form.time_lanes = lanes;
+    form.warps = warps;
+    return form;
+}
+
+const ScanForm forms[] = {{}, over_time(8, 8), over_time(8, 2), over_time(16, 4), over_time(32, 6), over_time(32, 8)};
+
+}  // namespace
+
+TEST(every_storage_and_state_size_in_every_form) {
+    for (const ScanForm& form : forms) {
+        for (const DType dtype : storages) {
+            for (const int states : {8, 16, 32, 64}) {
+                if (states == 64 && form.time_lanes == 32) continue;  // rows too long for shared memory
+                check_scan({2, 150, 72, states, 12, dtype}, form);
+            }
+        }
+    }
+}
+
+TEST(any_number_of_tokens) {
+    for (const ScanForm& form : forms) {
+        for (const int tokens : {1, 2, 3, 7, 16, 31, 33, 64, 65, 257, 730}) check_scan({1, tokens, 40, 16, 8}, form);
+    }
+}
+
+TEST(any_number_of_channels) {
+    for (const ScanForm& form : forms) {
+        for (const int channels : {1, 8, 77, 192, 384}) check_scan({3, 45, channels, 16, 4, DType::F16}, form);
+    }
+}
+
+TEST(ranks_from_narrow_to_wide) {
+    for (const ScanForm& form : {forms[0], forms[1]}) {
+        for (const int rank : {4, 24, 48, 128}) check_scan({1, 50, 64, 16, rank}, form);
+    }
+}
+
+TEST(one_direction_and_unmerged_directions) {
+    for (const ScanForm& form : forms) {
+        for (const int directions : {1, 2}) {
+            for (const bool merged : {true, false}) {
+                for (const bool in_place : {true, false})
+                    check_scan({2, 99, 48, 16, 12, DType::F32, directions, merged, in_place}, form);
+            }
+        }
+    }
+}
+
+TEST(repeated_runs_are_the_same_bit_by_bit) {
+    const Case s{2, 300, 96, 16, 12, DType::F16, 2, true, false};
+    const Inputs forward(s);
+    const Inputs backward(s);
+    const DeviceArray z(normal(forward.c.size()), s.dtype);
+    for (const ScanForm& form : forms) {
+        std::vector<double> first;
+        for (int run = 0; run < 4; ++run) {
+            const DeviceArray merged(forward.c.size(), s.dtype);
+            Scan a;
+            a.forward = forward.direction(false);
+            a.backward = backward.direction(false);
+            a.merged = merged.data();
+            a.z = z.data();
+            a.z_stride = s.channels;
+            a.batch = s.batch;
+            a.tokens = s.tokens;
+            a.channels = s.channels;
+            a.states = s.states;
+            a.rank = s.rank;
+            a.dtype = s.dtype;
+            const DeviceArray tickets(std::vector<double>(static_cast<std::size_t>(ticket_count(a, form)) + 1, 0.0),
+                                      DType::F32);
+            a.tickets = static_cast<unsigned*>(tickets.data());
+            bidirectional_scan(a, form, nullptr);
+            if (run == 0) first = merged.values();
+            CHECK(merged.values() == first);
+        }
+    }
+}
+
+TEST(the_form_fits_every_device) {
+    for (const int shared_bytes : {99 * 1024, 163 * 1024, 227 * 1024}) {
+        for (const int multiprocessors : {1, 58, 132}) {
+            DeviceProperties device;
+            device.multiprocessors = multiprocessors;
+            device.shared_bytes_per_block = shared_bytes;
+            for (const Case& s : {Case{1, 6085, 384, 16, 12}, Case{1, 6085, 1536, 64, 128}, Case{128, 197, 384, 16, 12},
+                                  Case{1, 1, 8, 8, 4}}) {
+                Scan a;
+                a.batch = s.batch;
+                a.tokens = s.tokens;
+                a.channels = s.channels;
+                a.states = s.states;
+                a.rank = s.rank;
+                const ScanForm form = choose_scan_form(a, device);
+                if (!form.over_time) continue;
+                CHECK(scan_over_time_shared_bytes(a, form) <= static_cast<std::size_t>(shared_bytes));
+                CHECK(ticket_count(a, form) ==
+                      1 + s.batch * ((s.channels + form.channels_per_block() - 1) / form.channels_per_block()));
+            }
+        }
+    }
+}
