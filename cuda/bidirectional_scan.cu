@@ -17,11 +17,6 @@ namespace vimrt::cuda {
 
 namespace {
 
-// Threads of a multiprocessor below which the scan over channels is starved.
-constexpr std::int64_t threads_to_fill = 256;
-// Warps of a multiprocessor that the scan over time needs to hide its latencies.
-constexpr std::int64_t warps_to_fill = 6;
-
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
     return (a + b - 1) / b;
 }
@@ -29,47 +24,52 @@ std::int64_t round_up(std::int64_t a, std::int64_t b) {
     return ceil_div(a, b) * b;
 }
 
-// The size of block that leaves the busiest multiprocessor the fewest warps; of equals, the largest.
-int choose_warps(const Scan& a, int time_lanes, const DeviceProperties& device) {
-    int best = 0;
-    std::int64_t least = 0;
-    for (const int warps : {8, 6, 4, 2}) {
-        const std::int64_t blocks = ceil_div(a.channels, warps * (32 / time_lanes)) * a.batch * a.directions;
-        const std::int64_t busiest = ceil_div(blocks, device.multiprocessors) * warps;
-        if (best == 0 || busiest < least) {
-            best = warps;
-            least = busiest;
-        }
+// Forms of the wavefront, and the walks for each multiprocessor (images x channels x directions) from which each was
+// the fastest of its neighbours on an H100 with 16 states (tests/cuda/scan_bench.cu; docs/performance.md). With few
+// walks, parallelism comes from time; with many, from channels.
+struct Choice {
+    ScanForm form;
+    std::int64_t walks = 0;
+};
+constexpr Choice wavefront_forms[] = {
+    {{1, 1, 2}, 360}, {{1, 1, 3}, 140}, {{8, 2, 2}, 35}, {{8, 2, 4}, 17}, {{16, 4, 8}, 0}, {{16, 4, 4}, 0},
+};
+// Fewer tokens fill too little of a tile of 64 or 128.
+constexpr int least_tokens_along_time = 64;
+
+}  // namespace
+
+std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device) {
+    std::vector<ScanForm> forms{{}};
+    for (const Choice& choice : wavefront_forms) {
+        if (!scan_wavefront_takes(a, choice.form)) continue;
+        if (scan_wavefront_shared_bytes(a, choice.form) > static_cast<std::size_t>(device.shared_bytes_per_block))
+            continue;
+        forms.push_back(choice.form);
+    }
+    return forms;
+}
+
+ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device) {
+    const std::vector<ScanForm> forms = scan_forms(a, device);
+    const std::int64_t walks = static_cast<std::int64_t>(a.batch) * a.channels * a.directions / device.multiprocessors;
+    ScanForm best;
+    for (const Choice& choice : wavefront_forms) {
+        if (std::find(forms.begin(), forms.end(), choice.form) == forms.end()) continue;
+        best = choice.form;
+        if (walks >= choice.walks || a.tokens < least_tokens_along_time) break;
     }
     return best;
 }
 
-}  // namespace
-
-ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device) {
-    const std::int64_t walks = static_cast<std::int64_t>(a.batch) * a.channels * a.directions;
-    if (walks >= threads_to_fill * device.multiprocessors || a.tokens < 32) return {};
-    ScanForm form;
-    form.over_time = true;
-    form.time_lanes = 8;
-    while (form.time_lanes < 32 && walks * form.time_lanes < 32 * warps_to_fill * device.multiprocessors)
-        form.time_lanes *= 2;
-    for (; form.time_lanes >= 8; form.time_lanes /= 2) {
-        form.warps = choose_warps(a, form.time_lanes, device);
-        if (scan_over_time_shared_bytes(a, form) <= static_cast<std::size_t>(device.shared_bytes_per_block))
-            return form;
-    }
-    return {};  // rows too long for shared memory
-}
-
 int ticket_count(const Scan& a, const ScanForm& form) {
-    if (!form.over_time) return 0;
+    if (form.time_lanes == 0) return 0;
     return 1 + a.batch * static_cast<int>(ceil_div(a.channels, form.channels_per_block()));
 }
 
 void bidirectional_scan(const Scan& a, const ScanForm& form, cudaStream_t stream) {
-    if (form.over_time) {
-        scan_over_time(a, form, stream);
+    if (form.time_lanes > 0) {
+        scan_wavefront(a, form, stream);
     } else {
         scan_over_channels(a, stream);
     }
@@ -118,7 +118,7 @@ Sizes sizes_of(const Lowering& lowering, int node) {
         lowering.fail(node, "the CUDA backend takes time steps of rank up to 128; use device=\"cpu\"");
     sizes.padded_states = 8;
     while (sizes.padded_states < sizes.states) sizes.padded_states *= 2;
-    sizes.padded_rank = round_up(sizes.rank, 4);
+    sizes.padded_rank = round_up(sizes.rank, 16);
     return sizes;
 }
 
@@ -181,9 +181,23 @@ const void* packed_x_proj(Lowering& lowering, const Node& scan, const Sizes& siz
                            static_cast<std::size_t>(elements) * size_of(dtype), fill);
 }
 
-void add_weights(Lowering& lowering, const Node& scan, const Roles& roles, const Sizes& sizes,
+// dt_proj's weight as (channels, padded rank).
+const void* padded_dt_weight(Lowering& lowering, const Weight& weight, const Sizes& sizes, DType dtype) {
+    const auto fill = [&](void* out) {
+        for (std::int64_t i = 0; i < sizes.channels * sizes.padded_rank; ++i) {
+            const std::int64_t r = i % sizes.padded_rank;
+            const bool real = r < sizes.rank;
+            store_element(out, i, real ? cpu::weight_element(weight, i / sizes.padded_rank * sizes.rank + r) : 0.0F,
+                          dtype);
+        }
+    };
+    return engine_constant(lowering, "padded " + weight.name,
+                           static_cast<std::size_t>(sizes.channels * sizes.padded_rank) * size_of(dtype), fill);
+}
+
+void add_weights(Lowering& lowering, const Node& scan, const Roles& roles, const Sizes& sizes, DType dtype,
                  ScanDirection& direction) {
-    direction.dt_weight = transposed(lowering, scan.weight(roles.dt_weight), sizes.padded_rank);
+    direction.dt_weight = padded_dt_weight(lowering, scan.weight(roles.dt_weight), sizes, dtype);
     direction.dt_bias = float_vector(lowering, scan.weight(roles.dt_bias));
     direction.decay = decay_rates(lowering, scan.weight(roles.a_log), sizes);
     direction.skip = float_vector(lowering, scan.weight(roles.skip));
@@ -215,11 +229,11 @@ void run_scan(const void* parameters, const Frame& frame) {
     const auto& step = *static_cast<const ScanStep*>(parameters);
     Scan a = step.fixed;
     a.forward.c = address(frame, step.forward_c);
-    a.forward.projected = frame.at<float>(step.forward_projected);
+    a.forward.projected = address(frame, step.forward_projected);
     a.forward.y = address(frame, step.forward_y);
     if (a.directions == 2) {
         a.backward.c = address(frame, step.backward_c);
-        a.backward.projected = frame.at<float>(step.backward_projected);
+        a.backward.projected = address(frame, step.backward_projected);
         a.backward.y = address(frame, step.backward_y);
     }
     if (step.merged.buffer >= 0) {
@@ -283,8 +297,10 @@ private:
         a.rank = static_cast<int>(sizes_.padded_rank);
         a.dtype = target_.dtype;
         a.factor = merge_ != nullptr && merge_->is("merge", "mean") ? 0.5F : 1.0F;
-        add_weights(lowering_, scan_, forward_roles, sizes_, a.forward);
-        if (a.directions == 2) add_weights(lowering_, scan_, own_ ? backward_roles : shared_roles, sizes_, a.backward);
+        if (merge_ != nullptr) a.z_stride = lowering_.read(merge_->input(merge_->input_count() - 1)).row_stride;
+        add_weights(lowering_, scan_, forward_roles, sizes_, a.dtype, a.forward);
+        if (a.directions == 2)
+            add_weights(lowering_, scan_, own_ ? backward_roles : shared_roles, sizes_, a.dtype, a.backward);
         step_.form = choose_scan_form(a, target_.device);
     }
 
@@ -311,8 +327,9 @@ private:
         }
         step_.forward_c = c_;
         step_.backward_c = own_ ? behind(c_, elements_) : c_;
-        projected_ = lowering_.scratch(static_cast<std::size_t>((own_ ? 2 : 1) * rows_ * sizes_.row()) * sizeof(float));
-        projected_.dtype = DType::F32;
+        projected_ =
+            lowering_.scratch(static_cast<std::size_t>((own_ ? 2 : 1) * rows_ * sizes_.row()) * size_of(target_.dtype));
+        projected_.dtype = target_.dtype;
         projected_.row_stride = sizes_.row();
         step_.forward_projected = projected_;
         step_.backward_projected = own_ ? behind(projected_, rows_ * sizes_.row()) : projected_;

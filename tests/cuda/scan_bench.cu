@@ -1,9 +1,11 @@
 // Times the scan alone in every form on the published models' shapes: T state updates/s, where the floor is the rate of
-// exponentials (4.2 T/s on an H100). A star marks the form that choose_scan_form() takes.
+// exponentials (4.2 T/s on an H100), for all shapes or those whose names contain the argument. A star marks the form
+// that choose_scan_form() takes.
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <string>
 #include <vector>
 
 #include "bidirectional_scan.h"
@@ -21,10 +23,10 @@ struct Work {
 };
 
 constexpr Work works[] = {
-    {"Ti 224 B128", 128, 197, 384, 12}, {"S 224 B128", 128, 197, 768, 24}, {"B 224 B128", 128, 197, 1536, 48},
-    {"Ti 224 B1", 1, 197, 384, 12},     {"S 224 B1", 1, 197, 768, 24},     {"B 224 B1", 1, 197, 1536, 48},
-    {"Ti 1248 B1", 1, 6085, 384, 12},   {"S 1248 B1", 1, 6085, 768, 24},   {"B 1248 B1", 1, 6085, 1536, 48},
-    {"Ti 1248 B8", 8, 6085, 384, 12},   {"S 1248 B8", 8, 6085, 768, 24},   {"Ti 512 B32", 32, 1025, 384, 12},
+    {"Ti 224 B128", 128, 197, 384, 16}, {"S 224 B128", 128, 197, 768, 32}, {"B 224 B128", 128, 197, 1536, 48},
+    {"Ti 224 B1", 1, 197, 384, 16},     {"S 224 B1", 1, 197, 768, 32},     {"B 224 B1", 1, 197, 1536, 48},
+    {"Ti 1248 B1", 1, 6085, 384, 16},   {"S 1248 B1", 1, 6085, 768, 32},   {"B 1248 B1", 1, 6085, 1536, 48},
+    {"Ti 1248 B8", 8, 6085, 384, 16},   {"S 1248 B8", 8, 6085, 768, 32},   {"Ti 512 B32", 32, 1025, 384, 16},
 };
 
 float median_ms(const Scan& a, const ScanForm& form, const DeviceArray& tickets) {
@@ -62,17 +64,16 @@ void bench(const Work& s, const DeviceProperties& device) {
     const DeviceArray y(2 * elements, DType::F16);
     const DeviceArray z(repeated(2 * elements, 1, 0), DType::F16);
     const auto rows = static_cast<std::size_t>(s.batch) * s.tokens * (s.rank + 2 * states);
-    const DeviceArray projected(repeated(2 * rows, 0.7, 0), DType::F32);
-    const DeviceArray weights(repeated(static_cast<std::size_t>(s.rank) * s.channels, 0.2, 0), DType::F32);
+    const DeviceArray projected(repeated(2 * rows, 0.7, 0), DType::F16);
+    const DeviceArray weights(repeated(static_cast<std::size_t>(s.rank) * s.channels, 0.2, 0), DType::F16);
     const DeviceArray bias(repeated(static_cast<std::size_t>(s.channels), 1, -4), DType::F32);
     const DeviceArray decay(repeated(static_cast<std::size_t>(s.channels) * states, 1, -8), DType::F32);
     const DeviceArray tickets(static_cast<std::size_t>(s.batch * s.channels + 1), DType::F32);
     Scan a;
-    a.forward = {c.data(),       projected.floats(), weights.floats(), bias.floats(),
-                 decay.floats(), bias.floats(),      y.data()};
+    a.forward = {c.data(), projected.data(), weights.data(), bias.floats(), decay.floats(), bias.floats(), y.data()};
     a.backward = a.forward;
     a.backward.c = c.at(elements);
-    a.backward.projected = projected.floats() + rows;
+    a.backward.projected = projected.at(rows);
     a.backward.y = y.at(elements);
     a.merged = y.data();
     a.z = z.data();
@@ -90,30 +91,21 @@ void bench(const Work& s, const DeviceProperties& device) {
     std::printf("%-12s", s.name);
     const double updates = 2.0 * static_cast<double>(elements) * states;
     const auto print = [&](const ScanForm& form, bool star) {
-        std::printf(" %d/%d %.2f%c", form.time_lanes, form.warps,
+        std::printf(" %d/%d/%d %.2f%c", form.time_lanes, form.warps, form.feeders,
                     updates / static_cast<double>(median_ms(a, form, tickets)) * 1e-9, star ? '*' : ' ');
     };
-    print({}, !chosen.over_time);
-    for (const int lanes : {8, 16, 32}) {
-        for (const int warps : {2, 4, 6, 8}) {
-            ScanForm form;
-            form.over_time = true;
-            form.time_lanes = lanes;
-            form.warps = warps;
-            if (scan_over_time_shared_bytes(a, form) > static_cast<std::size_t>(device.shared_bytes_per_block))
-                continue;
-            print(form, chosen.over_time && chosen.time_lanes == lanes && chosen.warps == warps);
-        }
-    }
+    for (const ScanForm& form : scan_forms(a, device)) print(form, form == chosen);
     std::printf("\n");
     std::fflush(stdout);
 }
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
     const DeviceProperties device = find_device(0);
-    std::printf("%s: time lanes/warps (0/0: over channels) T updates/s\n", device.name.c_str());
-    for (const Work& work : works) bench(work, device);
+    std::printf("%s: lanes along time/scanning warps/feeders, T updates/s\n", device.name.c_str());
+    for (const Work& work : works) {
+        if (argc < 2 || std::string(work.name).find(argv[1]) != std::string::npos) bench(work, device);
+    }
     return 0;
 }
