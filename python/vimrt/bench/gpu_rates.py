@@ -35,7 +35,7 @@ def gpu_rates(index: int) -> dict[str, Any]:
 
 
 def _median_seconds(function: Callable[[], object]) -> float:
-    times = []
+    times: list[float] = []
     for i in range(_REPETITIONS + 5):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()

@@ -107,7 +107,8 @@ def _label_axes(axes: Axes, notes: dict[float, str]) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.legend()
+    if axes.lines:
+        axes.legend()
 
 
 def _tick_labels(notes: dict[float, str]) -> list[str]:

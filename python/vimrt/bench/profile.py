@@ -17,7 +17,7 @@ from .work import Part, Work, parts_of
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # What the kind of a step contains where it computes a part of a node that no step is named after.
-_HOST_OF = {"patch_embed": ("patch", "linear"), "x_proj": ("scan",), "dt_proj": ("scan",), "scan": ("scan", "mixer")}
+_HOST_OF = {"patch_embed": ("linear", "patch"), "x_proj": ("scan",), "dt_proj": ("scan",), "scan": ("scan", "mixer")}
 
 
 @dataclass(frozen=True)
