@@ -86,8 +86,8 @@ def gpu_block(document: Document, authors: Document, path: str) -> list[str]:
         '"authors" is the authors\' code, as measured earlier on an H100 (`bench/results/authors_h100.json`).',
         "",
     ]
-    columns = ("model, image, batch", "vimrt, ms", "images/s", "over the floor", "DeiT, ms", "vimrt is", "authors, ms")
-    columns += ("activations, vimrt", "DeiT")
+    columns = ["model, image, batch", "vimrt, ms", "images/s", "over the floor", "DeiT, ms", "vimrt is", "authors, ms"]
+    columns += ["activations, vimrt", "DeiT"]
     lines += table(columns, [_gpu_row(result, earlier) for result in results])
     clocks = [result["clocks"] for result in results if result.get("clocks")]
     at = f", at {min(one['sm_mhz'] for one in clocks):.0f} MHz or more" if clocks else ""

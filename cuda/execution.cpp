@@ -170,19 +170,19 @@ void CudaExecution::capture(Graph& graph) {
     check(cudaGraphInstantiate(&graph.exec, captured.graph, 0), "the program's graph cannot be instantiated");
 }
 
-std::vector<double> CudaExecution::profile(void* const* buffers, int repetitions) {
+std::vector<double> CudaExecution::profile(void* const* buffers, void* stream, int repetitions) {
     const DeviceGuard guard(device_);
-    const cudaStream_t stream = capture_stream_.get();
+    const cudaStream_t target = stream != nullptr ? static_cast<cudaStream_t>(stream) : cudaStreamPerThread;
     const std::vector<TimedEvent> marks(steps_.size() + 1);
     Graph graph;
     capture_marked(graph, buffers, marks);
 
-    order_.begin(stream);
+    order_.begin(target);
     std::vector<double> seconds;
     seconds.reserve(static_cast<std::size_t>(repetitions) * steps_.size());
     for (int i = -profile_warm_up; i < repetitions; ++i) {
-        check(cudaGraphLaunch(graph.exec, stream), "the profiled program cannot be launched");
-        check(cudaStreamSynchronize(stream), "the profiled program failed on the device");
+        check(cudaGraphLaunch(graph.exec, target), "the profiled program cannot be launched");
+        check(cudaStreamSynchronize(target), "the profiled program failed on the device");
         for (std::size_t step = 0; i >= 0 && step < steps_.size(); ++step) {
             float milliseconds = 0;
             check(cudaEventElapsedTime(&milliseconds, marks[step].get(), marks[step + 1].get()),

@@ -38,7 +38,7 @@ public:
     void run(void* const* buffers, void* stream) override;
 
     // Replays a graph of its own, in which an event follows every step, so that no launch by the host is timed.
-    std::vector<double> profile(void* const* buffers, int repetitions) override;
+    std::vector<double> profile(void* const* buffers, void* stream, int repetitions) override;
 
 private:
     // A graph is good for the pointers that it was captured with.

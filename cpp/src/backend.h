@@ -41,7 +41,7 @@ public:
     virtual void run(void* const* buffers, void* stream) = 0;
     // Runs the steps `repetitions` times in order, after a warm-up, and gives the seconds of every step, pass after
     // pass.
-    virtual std::vector<double> profile(void* const* buffers, int repetitions) = 0;
+    virtual std::vector<double> profile(void* const* buffers, void* stream, int repetitions) = 0;
 };
 
 class VIMRT_API Backend {

@@ -261,7 +261,7 @@ public:
             slot.buffers[i] = own.emplace_back(*backend_, bytes).get();
             if (buffer.kind == Kind::Input) backend_->copy(slot.buffers[i], input.raw(), bytes, nullptr);
         }
-        const std::vector<double> seconds = slot.execution->profile(slot.buffers.data(), repetitions);
+        const std::vector<double> seconds = slot.execution->profile(slot.buffers.data(), nullptr, repetitions);
         cached->give_back(std::move(slot));
         return {images, median_times(program.steps, seconds)};
     }

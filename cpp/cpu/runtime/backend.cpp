@@ -31,9 +31,9 @@ public:
         team_.run(walk, &call);
     }
 
-    std::vector<double> profile(void* const* buffers, int repetitions) override {
+    std::vector<double> profile(void* const* buffers, void* stream, int repetitions) override {
         std::vector<double> seconds(static_cast<std::size_t>(repetitions) * steps_.size());
-        run(buffers, nullptr);
+        run(buffers, stream);
         for (int i = 0; i < repetitions; ++i) {
             Call call{this, buffers, seconds.data() + static_cast<std::size_t>(i) * steps_.size()};
             team_.run(walk, &call);

@@ -85,6 +85,7 @@ class GpuRun:
     ) -> None:
         self._stream = stream
         self._pixels = torch.randn(batch, 3, *image_size, device="cuda")
+        torch.cuda.synchronize()
         # An engine before this one makes the driver load the kernels, whose code would count as activations.
         self._logits = self._first_logits(load())
         gc.collect()

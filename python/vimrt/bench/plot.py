@@ -20,8 +20,8 @@ _TITLES = {"vimrt": "vimrt", "deit": "DeiT, PyTorch", "vim": "Vim, PyTorch"}
 _COLOURS = {"vimrt": "#c1432e", "deit": "#2f6690", "vim": "#7f8c8d"}
 _LINES = ("-", "--", ":", "-.")
 _MARKERS = {"vimrt": "o", "deit": "s", "vim": "^"}
-# Ticks nearer than this on the logarithmic axis would stand on each other.
-_CLOSEST_TICKS = 1.12
+# The part of an axis that a tick's label takes; a size nearer than that to the one before has none.
+_LABEL_WIDTH = 0.06
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def plot(points: Sequence[Point], title: str, kind: str) -> bytes:
         the file's bytes.
     """
     with matplotlib.rc_context({"font.size": 10, "svg.fonttype": "none", "axes.grid": True, "grid.alpha": 0.3}):
-        figure = Figure(figsize=(11, 4.6), layout="constrained")
+        figure = Figure(figsize=(13, 4.8), layout="constrained")
         figure.suptitle(title)
         speed, memory = figure.subplots(1, 2)
         _draw(speed, points, lambda point: point.images_per_second)
@@ -112,9 +112,10 @@ def _label_axes(axes: Axes, notes: dict[float, str]) -> None:
 
 
 def _tick_labels(notes: dict[float, str]) -> list[str]:
+    closest = (max(notes) / min(notes)) ** _LABEL_WIDTH
     labels, last = [], 0.0
     for side, note in notes.items():
-        clear = side >= last * _CLOSEST_TICKS
+        clear = side >= last * closest
         labels.append(f"{side:.0f}{note}" if clear else "")
         last = side if clear else last
     return labels
