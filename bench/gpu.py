@@ -305,6 +305,7 @@ def main() -> int:
             settings = Settings(
                 export_random(row.size, options.models or Path(folder)),
                 device=options.device,
+                dtype="fp16" if options.device.startswith("cuda") else None,
                 peers=["deit"],
                 compiled=compiled,
                 compile_seconds=options.compile_limit,
