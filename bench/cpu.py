@@ -19,9 +19,10 @@ from pathlib import Path
 
 import torch
 
-from vimrt.bench.runner import Case, Report, Settings, run_benchmark
+from vimrt.bench.report import Case, Report, Settings
+from vimrt.bench.runner import run_benchmark
 from vimrt.bench.vim_torch import SIZES
-from vimrt.cli.bench import print_report
+from vimrt.cli.bench_tables import print_report
 from vimrt.export import export_checkpoint
 from vimrt.export.reference import random_state_dict
 

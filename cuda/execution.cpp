@@ -14,6 +14,9 @@ namespace {
 // has none captured again.
 constexpr std::size_t max_graphs = 4;
 
+// Passes before those that profile() counts.
+constexpr int profile_warm_up = 5;
+
 class GraphHandle {
 public:
     ~GraphHandle() {
@@ -37,6 +40,24 @@ void RunOrder::end(cudaStream_t stream) {
     check(cudaEventRecord(last_->get(), stream), "a run cannot be marked");
     last_stream_ = stream;
 }
+
+// An event with its time.
+class CudaExecution::TimedEvent {
+public:
+    TimedEvent() { check(cudaEventCreate(&event_), "a CUDA event cannot be made"); }
+    ~TimedEvent() { cudaEventDestroy(event_); }
+    TimedEvent(const TimedEvent&) = delete;
+    TimedEvent& operator=(const TimedEvent&) = delete;
+    cudaEvent_t get() const { return event_; }
+
+    // In a captured stream: a node that records the event whenever the graph is launched.
+    void record_in_graph(cudaStream_t stream) const {
+        check(cudaEventRecordWithFlags(event_, stream, cudaEventRecordExternal), "a step cannot be marked");
+    }
+
+private:
+    cudaEvent_t event_ = nullptr;
+};
 
 CudaExecution::Graph::~Graph() {
     if (exec != nullptr) cudaGraphExecDestroy(exec);
@@ -81,18 +102,22 @@ void CudaExecution::enqueue(void* const* buffers, cudaStream_t stream, bool wait
     frame.buffers = buffers;
     frame.backend = const_cast<Launch*>(&launch);
     for (const Step& step : steps_) {
-        try {
-            step.function(step.parameters.get(), frame);
-        } catch (const DeviceError& error) {
-            throw DeviceError("step \"" + step.name + "\": " + error.what());
-        }
-        if (const cudaError_t status = cudaGetLastError(); status != cudaSuccess) {
-            check(status, "step \"" + step.name + "\" cannot be launched");
-        }
+        enqueue_step(step, frame);
         if (!wait_for_each) continue;
         if (const cudaError_t status = cudaStreamSynchronize(stream); status != cudaSuccess) {
             check(status, "step \"" + step.name + "\" failed on the device");
         }
+    }
+}
+
+void CudaExecution::enqueue_step(const Step& step, const Frame& frame) const {
+    try {
+        step.function(step.parameters.get(), frame);
+    } catch (const DeviceError& error) {
+        throw DeviceError("step \"" + step.name + "\": " + error.what());
+    }
+    if (const cudaError_t status = cudaGetLastError(); status != cudaSuccess) {
+        check(status, "step \"" + step.name + "\" cannot be launched");
     }
 }
 
@@ -142,6 +167,53 @@ void CudaExecution::capture(Graph& graph) {
         cudaGraphExecDestroy(graph.exec);
         graph.exec = nullptr;
     }
+    check(cudaGraphInstantiate(&graph.exec, captured.graph, 0), "the program's graph cannot be instantiated");
+}
+
+std::vector<double> CudaExecution::profile(void* const* buffers, void* stream, int repetitions) {
+    const DeviceGuard guard(device_);
+    const cudaStream_t target = stream != nullptr ? static_cast<cudaStream_t>(stream) : cudaStreamPerThread;
+    const std::vector<TimedEvent> marks(steps_.size() + 1);
+    Graph graph;
+    capture_marked(graph, buffers, marks);
+
+    order_.begin(target);
+    std::vector<double> seconds;
+    seconds.reserve(static_cast<std::size_t>(repetitions) * steps_.size());
+    for (int i = -profile_warm_up; i < repetitions; ++i) {
+        check(cudaGraphLaunch(graph.exec, target), "the profiled program cannot be launched");
+        check(cudaStreamSynchronize(target), "the profiled program failed on the device");
+        for (std::size_t step = 0; i >= 0 && step < steps_.size(); ++step) {
+            float milliseconds = 0;
+            check(cudaEventElapsedTime(&milliseconds, marks[step].get(), marks[step + 1].get()),
+                  "a step's time cannot be read");
+            seconds.push_back(1e-3 * static_cast<double>(milliseconds));
+        }
+    }
+    return seconds;
+}
+
+// Captures the steps, with an event before the first and after each.
+void CudaExecution::capture_marked(Graph& graph, void* const* buffers, const std::vector<TimedEvent>& marks) {
+    const cudaStream_t stream = capture_stream_.get();
+    const Launch launch{stream, &blas_};
+    Frame frame;
+    frame.buffers = buffers;
+    frame.backend = const_cast<Launch*>(&launch);
+    GraphHandle captured;
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "the program cannot be captured");
+    try {
+        marks.front().record_in_graph(stream);
+        for (std::size_t step = 0; step < steps_.size(); ++step) {
+            enqueue_step(steps_[step], frame);
+            marks[step + 1].record_in_graph(stream);
+        }
+    } catch (...) {
+        cudaStreamEndCapture(stream, &captured.graph);
+        cudaGetLastError();
+        throw;
+    }
+    check(cudaStreamEndCapture(stream, &captured.graph), "the program cannot be captured");
     check(cudaGraphInstantiate(&graph.exec, captured.graph, 0), "the program's graph cannot be instantiated");
 }
 

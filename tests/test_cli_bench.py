@@ -69,7 +69,7 @@ def test_work_of_other_mixers(mixer: str, updates: int, projections: int, tmp_pa
 
 def test_the_floor_adds_both_kinds_of_work() -> None:
     work = Work(exponentials=6, matrix_flops=20)
-    assert work.floor_seconds(exp_per_second=2, fma_flops_per_second=10) == 5
+    assert work.floor_seconds(exp_per_second=2, matrix_flops_per_second=10) == 5
 
 
 def test_an_unknown_operator_has_no_known_work(tiny_model: Path) -> None:

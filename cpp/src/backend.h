@@ -39,6 +39,9 @@ public:
     // `buffers` holds a device pointer per BufferId. The pointers may differ from run to run. With a stream the work
     // is enqueued there and the call may return before it is done; without one it returns when the work is done.
     virtual void run(void* const* buffers, void* stream) = 0;
+    // Runs the steps `repetitions` times in order, after a warm-up, and gives the seconds of every step, pass after
+    // pass.
+    virtual std::vector<double> profile(void* const* buffers, void* stream, int repetitions) = 0;
 };
 
 class VIMRT_API Backend {
@@ -81,6 +84,6 @@ struct BackendEntry {
     // Throws DeviceError where the device, its driver or a library is missing, saying which and how to get it.
     std::unique_ptr<Backend> (*create)(const BackendOptions& options) = nullptr;
 };
-inline constexpr int backend_abi_version = 1;
+inline constexpr int backend_abi_version = 2;
 
 }  // namespace vimrt

@@ -6,6 +6,7 @@
 #include <list>
 #include <mutex>
 #include <numeric>
+#include <utility>
 
 #include "arena_pool.h"
 #include "backend_registry.h"
@@ -133,6 +134,38 @@ struct CachedProgram {
     }
 };
 
+// Device memory of a call's own.
+class DeviceMemory {
+public:
+    DeviceMemory(Backend& backend, std::size_t bytes)
+        : backend_(&backend), bytes_(bytes), memory_(backend.allocate(bytes)) {}
+    ~DeviceMemory() {
+        if (memory_ != nullptr) backend_->deallocate(memory_, bytes_);
+    }
+    DeviceMemory(DeviceMemory&& other) noexcept
+        : backend_(other.backend_), bytes_(other.bytes_), memory_(std::exchange(other.memory_, nullptr)) {}
+    DeviceMemory& operator=(DeviceMemory&&) = delete;
+    void* get() const { return memory_; }
+
+private:
+    Backend* backend_;
+    std::size_t bytes_;
+    void* memory_;
+};
+
+// `seconds` as Execution::profile() gives them.
+std::vector<StepTime> median_times(const std::vector<Step>& steps, const std::vector<double>& seconds) {
+    std::vector<StepTime> times;
+    std::vector<double> of_step(seconds.size() / std::max<std::size_t>(steps.size(), 1));
+    for (std::size_t step = 0; step < steps.size(); ++step) {
+        for (std::size_t i = 0; i < of_step.size(); ++i) of_step[i] = seconds[i * steps.size() + step];
+        const auto middle = of_step.begin() + static_cast<std::ptrdiff_t>(of_step.size() / 2);
+        std::nth_element(of_step.begin(), middle, of_step.end());
+        times.push_back({steps[step].name, *middle});
+    }
+    return times;
+}
+
 }  // namespace
 
 class Engine::Impl {
@@ -208,6 +241,29 @@ public:
                       static_cast<const std::byte*>(input.raw()) + static_cast<std::size_t>(first) * image_bytes,
                       input.device(), results, first, options.stream);
         }
+    }
+
+    Profile profile(const Tensor& input, const RunSize& size, int repetitions) const {
+        using Kind = ProgramBufferRecord::Kind;
+        const std::int64_t images = slice(size);
+        const auto cached = program_for(size.with_batch(images));
+        const Program& program = *cached->program;
+        const ArenaPool::Lease arena(arenas_, arena_size(*cached, false));
+        CachedProgram::Slot slot = cached->take(*backend_);
+        std::vector<DeviceMemory> own;  // inputs and outputs
+        for (std::size_t i = 0; i < program.buffers.size(); ++i) {
+            const ProgramBufferRecord& buffer = program.buffers[i];
+            if (buffer.kind == Kind::Arena) {
+                slot.buffers[i] = arena.data() + buffer.offset;
+                continue;
+            }
+            const auto bytes = static_cast<std::size_t>(buffer.size);
+            slot.buffers[i] = own.emplace_back(*backend_, bytes).get();
+            if (buffer.kind == Kind::Input) backend_->copy(slot.buffers[i], input.raw(), bytes, nullptr);
+        }
+        const std::vector<double> seconds = slot.execution->profile(slot.buffers.data(), nullptr, repetitions);
+        cached->give_back(std::move(slot));
+        return {images, median_times(program.steps, seconds)};
     }
 
     ProgramInfo describe_program(const RunSize& size) const { return program_for(size)->program->describe(); }
@@ -559,6 +615,17 @@ ProgramInfo Engine::program(std::int64_t batch, std::int64_t height, std::int64_
     }
     const ValueList values = impl_->resolve(outputs);
     return impl_->describe_program({batch, height, width, DType::F32, values.span()});
+}
+
+Profile Engine::profile(const Tensor& input, int repetitions) const {
+    if (repetitions < 1) {
+        throw InvalidArgument("repetitions is " + std::to_string(repetitions) + "; give at least 1");
+    }
+    if (input.dtype() != DType::F32 || input.device().kind != Device::Kind::CPU) {
+        throw InvalidArgument("profiling takes a float32 input on the host");
+    }
+    const ValueList values = impl_->resolve(std::span<const std::string>{});
+    return impl_->profile(input, impl_->size_of_input(input, values.span()), repetitions);
 }
 
 }  // namespace vimrt

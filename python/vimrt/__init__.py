@@ -21,7 +21,7 @@ from ._vimrt import (
     plan_memory,
     validate_memory_plan,
 )
-from .engine import Engine, Prediction
+from .engine import Engine, Prediction, Profile, StepTime
 from .images import load_image
 
 __all__ = [
@@ -33,6 +33,8 @@ __all__ = [
     "MemoryPlan",
     "OutOfMemory",
     "Prediction",
+    "Profile",
+    "StepTime",
     "__version__",
     "load_image",
     "memory_lower_bound",

@@ -232,7 +232,17 @@ void bind_engine(py::module_& m) {
                const std::vector<std::string>& outputs) {
                 return describe(without_gil([&] { return engine.program(batch, height, width, outputs); }));
             },
-            py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("outputs"));
+            py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("outputs"))
+        .def(
+            "profile",
+            [](const Engine& engine, const FloatArray& pixels, int repetitions) {
+                const vimrt::Tensor input = vimrt::Tensor::view(pixels.data(), shape_of(pixels));
+                const vimrt::Profile profile = without_gil([&] { return engine.profile(input, repetitions); });
+                py::list steps;
+                for (const auto& step : profile.steps) steps.append(py::make_tuple(step.name, step.seconds));
+                return py::make_tuple(profile.images, steps);
+            },
+            py::arg("pixels").noconvert(), py::arg("repetitions"));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -17,6 +18,8 @@ namespace vimrt::cpu {
 
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 constexpr std::size_t cache_line = 64;
 
 class CpuExecution final : public Execution {
@@ -24,23 +27,41 @@ public:
     CpuExecution(ThreadTeam& team, const std::vector<Step>& steps) : team_(team), steps_(steps) {}
 
     void run(void* const* buffers, void* /*stream*/) override {
-        Call call{this, buffers};
+        Call call{this, buffers, nullptr};
         team_.run(walk, &call);
+    }
+
+    std::vector<double> profile(void* const* buffers, void* stream, int repetitions) override {
+        std::vector<double> seconds(static_cast<std::size_t>(repetitions) * steps_.size());
+        run(buffers, stream);
+        for (int i = 0; i < repetitions; ++i) {
+            Call call{this, buffers, seconds.data() + static_cast<std::size_t>(i) * steps_.size()};
+            team_.run(walk, &call);
+        }
+        return seconds;
     }
 
 private:
     struct Call {
         CpuExecution* self;
         void* const* buffers;
+        double* seconds;  // receives each step's time; null where nobody asks
     };
 
     static void walk(void* argument, int thread) {
         const Call& call = *static_cast<const Call*>(argument);
         ThreadTeam& team = call.self->team_;
         const Frame frame{call.buffers, thread, team.threads(), &team};
+        const bool timed = call.seconds != nullptr && thread == 0;
+        double* seconds = call.seconds;
+        Clock::time_point before = timed ? Clock::now() : Clock::time_point{};
         for (const Step& step : call.self->steps_) {
             step.function(step.parameters.get(), frame);
             team.wait(0, team.threads());
+            if (!timed) continue;
+            const Clock::time_point after = Clock::now();
+            *seconds++ = std::chrono::duration<double>(after - before).count();
+            before = after;
         }
     }
 

@@ -77,6 +77,17 @@ struct ProgramInfo {
     std::int64_t lower_bound = 0;  // no placement needs less
 };
 
+struct StepTime {
+    std::string name;
+    double seconds = 0;  // the median of its repetitions
+};
+
+// The steps of a run, timed one by one. A batch that runs in slices repeats them for every `images` images.
+struct Profile {
+    std::int64_t images = 0;
+    std::vector<StepTime> steps;
+};
+
 struct RunOptions {
     void* stream =
         nullptr;  // CUDA: enqueue here and return at once (outputs must be on the device); nullptr: wait for the result
@@ -128,6 +139,10 @@ public:
     // Lowers and plans without running or allocating the arena.
     ProgramInfo program(std::int64_t batch, std::int64_t height, std::int64_t width,
                         std::span<const std::string> outputs = {}) const;
+
+    // Runs a float32 input on the host `repetitions` times and times every step of its (first) slice: by events on the
+    // device between one step and the next, or by the CPU's clock. Throws as run() does.
+    Profile profile(const Tensor& input, int repetitions = 20) const;
 
     // Bytes: activations now held in arenas, and packed weights and tables on the device.
     std::int64_t arena_bytes() const;

@@ -11,7 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("vimrt", "numpy", "torch")
+from .nvml import open_card
+
+_PACKAGES = ("vimrt", "numpy", "torch", "timm", "triton")
 
 
 def describe_machine() -> dict[str, Any]:
@@ -23,6 +25,26 @@ def describe_machine() -> dict[str, Any]:
         "versions": _versions(),
         "commit": _commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def describe_gpu(index: int) -> dict[str, Any]:
+    """The card `index` as PyTorch numbers it: name, memory, multiprocessors, highest clocks, driver, CUDA and cuDNN."""
+    import torch
+
+    card = torch.cuda.get_device_properties(index)
+    nvml = open_card(index)
+    sm_clock, memory_clock = (None, None) if nvml is None else nvml.max_clocks()
+    return {
+        "name": card.name,
+        "memory_bytes": card.total_memory,
+        "multiprocessors": card.multi_processor_count,
+        "compute_capability": f"{card.major}.{card.minor}",
+        "max_sm_mhz": sm_clock,
+        "max_memory_mhz": memory_clock,
+        "driver": None if nvml is None else nvml.driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
     }
 
 

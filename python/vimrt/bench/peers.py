@@ -1,4 +1,4 @@
-"""What vimrt is compared with: the same task in PyTorch, fp32, on the same cores. Needs PyTorch."""
+"""What vimrt is compared with on the CPU: the same task in PyTorch, fp32, on the same cores. Needs PyTorch."""
 
 from __future__ import annotations
 
@@ -30,6 +30,18 @@ class Peer:
     activation_bytes: int | None
 
 
+def deit_size(info: Mapping[str, Any]) -> str:
+    """Which DeiT a model, as `Engine.info` describes it, is compared with. Raises ValueError where there is none."""
+    weights = {weight["name"]: weight["shape"] for weight in info["weights"]}
+    width = weights["head.weight"][1]
+    if width not in DEIT_SIZES:
+        raise ValueError(
+            f"there is no DeiT of the model's width {width}; models of width 192, 384 and 768 are compared with "
+            "DeiT-Ti, -S and -B"
+        )
+    return DEIT_SIZES[width]
+
+
 def prepare_deit(
     info: Mapping[str, Any], batch: int, image_size: tuple[int, int], threads: int, *, compiled: bool = True
 ) -> Peer:
@@ -38,15 +50,9 @@ def prepare_deit(
     Raises:
         ValueError: there is no DeiT of the model's width, or the image is smaller than a patch.
     """
-    weights = {weight["name"]: weight["shape"] for weight in info["weights"]}
-    width = weights["head.weight"][1]
-    if width not in DEIT_SIZES:
-        raise ValueError(
-            f"there is no DeiT of the model's width {width}; models of width 192, 384 and 768 are compared with "
-            "DeiT-Ti, -S and -B"
-        )
+    size = deit_size(info)
     variants = [variant for variant in deit.VARIANTS if compiled or variant.options is None]
-    best = deit.best_deit(DEIT_SIZES[width], image_size, batch, threads, variants=variants, rounds=_TUNING_ROUNDS)
+    best = deit.best_deit(size, image_size, batch, threads, variants=variants, rounds=_TUNING_ROUNDS)
     return Peer(best.run, best.variant, peak_tensor_bytes(best.run))
 
 

@@ -27,9 +27,23 @@ class Work:
     def __add__(self, other: Work) -> Work:
         return Work(self.exponentials + other.exponentials, self.matrix_flops + other.matrix_flops)
 
-    def floor_seconds(self, exp_per_second: float, fma_flops_per_second: float) -> float:
-        """The least time of a processor with these rates that does one after the other."""
-        return self.exponentials / exp_per_second + self.matrix_flops / fma_flops_per_second
+    def floor_seconds(self, exp_per_second: float, matrix_flops_per_second: float) -> float:
+        """The least time of a processor with these rates that does one after the other, as each block of Vim must:
+        its scan needs its projections, and the next projection needs the scan."""
+        return self.exponentials / exp_per_second + self.matrix_flops / matrix_flops_per_second
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a node that a step of its own may compute: "linear", "scan", "x_proj", "dt_proj", "patch_embed".
+
+    `weights` counts the elements of its matrices, each of which is read at least once.
+    """
+
+    node: str
+    name: str
+    work: Work
+    weights: int
 
 
 def work_of(info: Mapping[str, Any], batch: int, image_size: tuple[int, int]) -> Work:
@@ -38,17 +52,23 @@ def work_of(info: Mapping[str, Any], batch: int, image_size: tuple[int, int]) ->
     Raises:
         ValueError: the graph has an operator whose work is not known here.
     """
+    return sum((part.work for part in parts_of(info, batch, image_size)), Work())
+
+
+def parts_of(info: Mapping[str, Any], batch: int, image_size: tuple[int, int]) -> list[Part]:
+    """The same in parts, in the graph's order. Raises as work_of() does."""
     graph = json.loads(info["metadata"]["graph"])
     shapes = {weight["name"]: tuple(weight["shape"]) for weight in info["weights"]}
     rows: dict[str, int] = {}  # by value: batch times tokens
-    total = Work()
+    parts: list[Part] = []
     for node in graph["nodes"]:
         weights = {role: shapes[name] for role, name in node.get("weights", {}).items()}
         attributes = node.get("attributes", {})
-        work, count = _node(node["op"], rows.get(node["inputs"][0], 0), weights, attributes, batch, image_size)
+        works, count = _node(node["op"], rows.get(node["inputs"][0], 0), weights, attributes, batch, image_size)
         rows |= dict.fromkeys(node["outputs"], count)
-        total += work
-    return total
+        for name, (work, elements) in works.items():
+            parts.append(Part(node["name"], name, work, elements))
+    return parts
 
 
 def _node(
@@ -58,31 +78,39 @@ def _node(
     attributes: Mapping[str, Any],
     batch: int,
     image_size: tuple[int, int],
-) -> tuple[Work, int]:
-    """The node's work, and the rows of its outputs, from the `rows` of its first input."""
+) -> tuple[dict[str, tuple[Work, int]], int]:
+    """The node's parts, each with its work and elements of weights, and the rows of its outputs, from the `rows` of its
+    first input."""
     if op == "patch_embed":
-        return _patch_embed(weights["weight"], attributes["stride"], batch, image_size)
+        patches = _patches(weights["weight"], attributes["stride"], batch, image_size)
+        return {"patch_embed": _product(patches, weights["weight"])}, patches
     if op == "insert_tokens":
-        return Work(), rows + batch * (2 if attributes["position"] == "ends" else 1)
+        return {}, rows + batch * (2 if attributes["position"] == "ends" else 1)
     if op == "linear":
-        return Work(matrix_flops=2 * rows * prod(weights["weight"])), rows
+        return {"linear": _product(rows, weights["weight"])}, rows
     if op == "bidirectional_scan":
         return _scan(weights, rows), rows
     if op in ("select_tokens", "pool"):
-        return Work(), batch
+        return {}, batch
     if op in _ROWWISE:
-        return Work(), rows
+        return {}, rows
     raise ValueError(f"the work of the operator {op} is not known")
 
 
-def _patch_embed(weight: tuple[int, ...], stride: int, batch: int, image_size: tuple[int, int]) -> tuple[Work, int]:
-    patches = batch * prod((side - patch) // stride + 1 for side, patch in zip(image_size, weight[2:], strict=True))
-    return Work(matrix_flops=2 * patches * prod(weight)), patches
+def _product(rows: int, *weights: tuple[int, ...]) -> tuple[Work, int]:
+    elements = sum(prod(weight) for weight in weights)
+    return Work(matrix_flops=2 * rows * elements), elements
 
 
-def _scan(weights: Mapping[str, tuple[int, ...]], rows: int) -> Work:
+def _patches(weight: tuple[int, ...], stride: int, batch: int, image_size: tuple[int, int]) -> int:
+    return batch * prod((side - patch) // stride + 1 for side, patch in zip(image_size, weight[2:], strict=True))
+
+
+def _scan(weights: Mapping[str, tuple[int, ...]], rows: int) -> dict[str, tuple[Work, int]]:
     """Each direction has its own decay; with backward "shared" both read the same projections."""
-    exponentials = sum(rows * prod(weights[role]) for role in ("A_log", "A_b_log") if role in weights)
-    projections = ("x_proj.weight", "dt_proj.weight", "x_proj_b.weight", "dt_proj_b.weight")
-    flops = sum(2 * rows * prod(weights[role]) for role in projections if role in weights)
-    return Work(exponentials, flops)
+    decays = [weights[role] for role in ("A_log", "A_b_log") if role in weights]
+    parts = {"scan": (Work(exponentials=sum(rows * prod(decay) for decay in decays)), sum(map(prod, decays)))}
+    for name in ("x_proj", "dt_proj"):
+        roles = (f"{name}.weight", f"{name}_b.weight")
+        parts[name] = _product(rows, *(weights[role] for role in roles if role in weights))
+    return parts
