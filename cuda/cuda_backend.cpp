@@ -12,9 +12,10 @@ namespace {
 // Grids of blocks have at most 65,535 rows.
 constexpr std::int64_t max_slice = 32768;
 
-std::unique_ptr<const CublasLt> open_blas(int device) {
+std::unique_ptr<const CublasLt> open_blas(int device, const std::vector<std::string>& folders) {
     const DeviceGuard guard(device);
-    return std::make_unique<const CublasLt>();
+    check(cudaFree(nullptr), "the device cannot be started");  // makes the context that cuBLASLt's handle belongs to
+    return std::make_unique<const CublasLt>(folders);
 }
 
 DType storage_for(const BackendOptions& options) {
@@ -38,7 +39,7 @@ cudaStream_t stream_or_own(void* stream) {
 
 CudaBackend::CudaBackend(const BackendOptions& options)
     : properties_(find_device(options.device_index)),
-      blas_(open_blas(properties_.index)),
+      blas_(open_blas(properties_.index, options.library_folders)),
       algorithms_(*blas_),
       target_{storage_for(options), properties_, &algorithms_} {}
 

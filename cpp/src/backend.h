@@ -30,6 +30,7 @@ struct BackendOptions {
     int threads = 0;                // 0: as many as the process may use
     std::optional<DType> dtype;     // storage of activations and weights; empty: the backend's choice for `file_dtype`
     DType file_dtype = DType::F32;  // of the file's matrices
+    std::vector<std::string> library_folders;  // where libraries that the device needs may lie, before the usual places
 };
 
 // A Program made ready to run on its device, again and again, from one thread at a time.
@@ -81,6 +82,6 @@ struct BackendEntry {
     // Throws DeviceError where the device, its driver or a library is missing, saying which and how to get it.
     std::unique_ptr<Backend> (*create)(const BackendOptions& options) = nullptr;
 };
-inline constexpr int backend_abi_version = 1;
+inline constexpr int backend_abi_version = 2;
 
 }  // namespace vimrt

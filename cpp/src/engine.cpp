@@ -140,7 +140,7 @@ public:
     Impl(const std::string& path, const EngineOptions& options)
         : file_(path),
           info_(describe(file_)),
-          backend_(create_backend(checked(options).device, {0, options.threads, options.dtype, matrix_dtype(file_)})),
+          backend_(create_backend(checked(options).device, backend_options(options), warning_)),
           max_memory_(options.max_memory),
           constants_(*backend_),
           arenas_(*backend_, options.max_memory) {
@@ -148,6 +148,7 @@ public:
     }
 
     const ModelInfo& info() const { return info_; }
+    const std::string& warning() const { return warning_; }
     Backend& backend() const { return *backend_; }
     std::int64_t arena_bytes() const { return arenas_.bytes(); }
 
@@ -233,6 +234,15 @@ private:
                                   " bytes; give a positive number, or 0 for no limit");
         }
         return options;
+    }
+
+    BackendOptions backend_options(const EngineOptions& options) const {
+        BackendOptions chosen;
+        chosen.threads = options.threads;
+        chosen.dtype = options.dtype;
+        chosen.file_dtype = matrix_dtype(file_);
+        chosen.library_folders = options.library_folders;
+        return chosen;
     }
 
     // A graph whose shapes do not fit together, or that the device cannot run, is refused when it is loaded.
@@ -394,6 +404,7 @@ private:
 
     ModelFile file_;
     ModelInfo info_;
+    std::string warning_;
     std::unique_ptr<Backend> backend_;
     std::int64_t max_memory_;
     mutable std::mutex programs_mutex_;  // guards programs_ and constants_
@@ -415,6 +426,9 @@ Device Engine::device() const {
 }
 std::string Engine::backend() const {
     return impl_->backend().device().to_string() + " (" + impl_->backend().description() + ")";
+}
+const std::string& Engine::warning() const {
+    return impl_->warning();
 }
 DType Engine::dtype() const {
     return impl_->backend().dtype();

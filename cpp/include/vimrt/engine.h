@@ -16,10 +16,11 @@
 namespace vimrt {
 
 struct EngineOptions {
-    std::string device = "auto";  // "auto", "cpu", "cuda" or "cuda:N"
-    std::optional<DType> dtype;   // storage of activations on the device; the CPU computes in F32 only
-    int threads = 0;              // CPU threads; 0: as many as the process may use
-    std::int64_t max_memory = 0;  // bytes of activations the engine may hold at a time; 0: no limit
+    std::string device = "auto";               // "auto", "cpu", "cuda" or "cuda:N"
+    std::optional<DType> dtype;                // storage of activations on the device; the CPU computes in F32 only
+    int threads = 0;                           // CPU threads; 0: as many as the process may use
+    std::int64_t max_memory = 0;               // bytes of activations the engine may hold at a time; 0: no limit
+    std::vector<std::string> library_folders;  // where cuBLASLt may lie, before the usual places
 };
 
 struct Prediction {
@@ -96,6 +97,8 @@ public:
     const ModelInfo& info() const;
     Device device() const;
     std::string backend() const;  // for people: "cpu (AVX-512, 2 threads)"
+    // Why device "auto" took the CPU although this machine has an NVIDIA driver: one sentence; empty where all is well.
+    const std::string& warning() const;
     DType dtype() const;
     int threads() const;
 
