@@ -613,6 +613,12 @@ std::vector<Shape> Engine::output_shapes(const Tensor& input, std::span<const st
         {static_cast<std::int64_t>(images_of(input).size()), size[0], size[1], DType::U8, values.span()});
 }
 
+void Engine::order(void* stream, void* after) const {
+    const auto fence = impl_->backend().make_fence();
+    fence->record(after);
+    fence->hold(stream);
+}
+
 Tensor Engine::empty(const Shape& shape, DType dtype) const {
     if (device().kind == Device::Kind::CPU) return Tensor::empty(shape, dtype);
     const std::size_t bytes = static_cast<std::size_t>(shape.elements()) * size_of(dtype);

@@ -153,6 +153,9 @@ public:
     Pending start_images(std::span<const ImageView> images, std::span<const std::string> outputs = {},
                          std::optional<std::array<std::int64_t, 2>> image_size = {}) const;
 
+    // CUDA: what is enqueued on `stream` from now on waits, on the device, for what is enqueued on `after` now.
+    void order(void* stream, void* after) const;
+
     // New, uninitialised memory on the engine's device.
     Tensor empty(const Shape& shape, DType dtype = DType::F32) const;
 
