@@ -3,87 +3,37 @@
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
-#include <algorithm>
-#include <cstdlib>
-#include <filesystem>
-#include <vector>
-
+#include "library_search.h"
 #include "vimrt/error.h"
 
 namespace vimrt::cuda {
 
 namespace {
 
-namespace fs = std::filesystem;
-
 // Of the toolkit that this library is built with; cuBLAS and the CUDA runtime share their major versions.
 constexpr int major_version = CUDART_VERSION / 1000;
-const std::string soname = "libcublasLt.so." + std::to_string(major_version);
 
-// The folder of this shared object: site-packages/vimrt in a wheel.
-fs::path own_folder() {
-    Dl_info info{};
-    if (::dladdr(reinterpret_cast<const void*>(&own_folder), &info) == 0 || info.dli_fname == nullptr) return ".";
-    return fs::absolute(info.dli_fname).parent_path();
+std::string soname() {
+    return "libcublasLt.so." + std::to_string(major_version);
 }
 
-// nvidia/<package>/lib below `packages`, a folder of Python packages, newest first.
-void add_wheel_folders(const fs::path& packages, std::vector<fs::path>& folders) {
-    std::error_code ignored;
-    std::vector<fs::path> found;
-    for (const auto& entry : fs::directory_iterator(packages / "nvidia", ignored))
-        found.push_back(entry.path() / "lib");
-    std::sort(found.rbegin(), found.rend());
-    folders.insert(folders.end(), found.begin(), found.end());
-}
-
-// Where the library may be besides the loader's own path, in the order in which they are tried.
-std::vector<fs::path> folders_to_search() {
-    std::vector<fs::path> folders;
-    if (const char* chosen = std::getenv("VIMRT_CUBLASLT_PATH")) folders.emplace_back(chosen);
-    add_wheel_folders(own_folder().parent_path(), folders);
-    for (const char* variable : {"CUDA_HOME", "CUDA_PATH"}) {
-        if (const char* toolkit = std::getenv(variable)) folders.push_back(fs::path(toolkit) / "lib64");
-    }
-    const std::string version = std::to_string(major_version);
-    folders.emplace_back("/usr/local/cuda/lib64");
-    folders.emplace_back("/usr/local/cuda-" + version + "/lib64");
-    folders.emplace_back("/opt/cuda/lib64");
-    return folders;
-}
-
-// One that the process has loaded already, or that the loader finds by itself, comes first: two copies in one process
-// would hold their memory twice.
-void* open_library() {
-    if (void* library = ::dlopen(soname.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD)) return library;
-    std::string searched;
-    for (const fs::path& folder : folders_to_search()) {
-        const fs::path file = folder / soname;
-        searched += (searched.empty() ? "" : ", ") + folder.string();
-        std::error_code ignored;
-        if (!fs::exists(file, ignored)) continue;
-        if (void* library = ::dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
-        throw DeviceError(file.string() + " cannot be loaded: " + ::dlerror() +
-                          "; install it again: pip install --force-reinstall nvidia-cublas");
-    }
-    if (void* library = ::dlopen(soname.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
-    throw DeviceError(
-        soname + " (cuBLASLt), which the CUDA backend needs, was not found: looked in " + searched +
-        " and on the loader's path; install it: pip install \"nvidia-cublas==" + std::to_string(major_version) +
-        ".*\", name its folder in VIMRT_CUBLASLT_PATH, or use device=\"cpu\"");
+// What pip installs it from.
+std::string package() {
+    return "nvidia-cublas>=" + std::to_string(major_version) + ",<" + std::to_string(major_version + 1);
 }
 
 template <typename F>
 void find(void* library, const char* name, F& function) {
     function = reinterpret_cast<F>(::dlsym(library, name));
     if (function == nullptr)
-        throw DeviceError(soname + " has no function " + name + "; install a newer one: pip install -U nvidia-cublas");
+        throw DeviceError(soname() + " has no function " + name + "; install a newer one: pip install -U \"" +
+                          package() + "\"");
 }
 
 }  // namespace
 
-CublasLt::CublasLt() {
-    void* library = open_library();
+CublasLt::CublasLt(const std::vector<std::string>& folders) {
+    void* library = open_library(soname(), cublaslt_folders(major_version, folders, own_folder()), package());
     find(library, "cublasLtMatmul", matmul);
     find(library, "cublasLtMatmulAlgoGetHeuristic", find_algorithms);
     find(library, "cublasLtMatmulDescCreate", desc_create);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "cublaslt_api.h"
 
@@ -10,8 +11,9 @@ namespace vimrt::cuda {
 // The functions of libcublasLt that vimrt uses, and a handle for the device that is current when it is made.
 class CublasLt {
 public:
-    // Throws DeviceError where the library is not found: what was looked for, where, and which command installs it.
-    CublasLt();
+    // Looks in `folders` too. Throws DeviceError where the library is not found: what was looked for, where, and which
+    // command installs it.
+    explicit CublasLt(const std::vector<std::string>& folders = {});
     ~CublasLt();
     CublasLt(const CublasLt&) = delete;
     CublasLt& operator=(const CublasLt&) = delete;

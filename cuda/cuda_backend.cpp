@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "fence.h"
 #include "operators.h"
 #include "vimrt/error.h"
 
@@ -12,9 +13,10 @@ namespace {
 // Grids of blocks have at most 65,535 rows.
 constexpr std::int64_t max_slice = 32768;
 
-std::unique_ptr<const CublasLt> open_blas(int device) {
+std::unique_ptr<const CublasLt> open_blas(int device, const std::vector<std::string>& folders) {
     const DeviceGuard guard(device);
-    return std::make_unique<const CublasLt>();
+    check(cudaFree(nullptr), "the device cannot be started");  // makes the context that cuBLASLt's handle belongs to
+    return std::make_unique<const CublasLt>(folders);
 }
 
 DType storage_for(const BackendOptions& options) {
@@ -30,16 +32,14 @@ bool is_pageable(const void* memory) {
     return attributes.type == cudaMemoryTypeUnregistered;
 }
 
-cudaStream_t stream_or_own(void* stream) {
-    return stream != nullptr ? static_cast<cudaStream_t>(stream) : cudaStreamPerThread;
-}
-
 }  // namespace
 
 CudaBackend::CudaBackend(const BackendOptions& options)
     : properties_(find_device(options.device_index)),
-      blas_(open_blas(properties_.index)),
+      blas_(open_blas(properties_.index, options.library_folders)),
       algorithms_(*blas_),
+      results_(std::make_shared<ResultMemory>(properties_.index)),
+      pinned_(std::make_shared<PinnedMemory>(properties_.index)),
       target_{storage_for(options), properties_, &algorithms_} {}
 
 std::string CudaBackend::description() const {
@@ -52,6 +52,7 @@ std::int64_t CudaBackend::preferred_slice(std::int64_t batch, std::int64_t /*byt
 
 void* CudaBackend::allocate(std::size_t bytes) {
     const DeviceGuard guard(properties_.index);
+    const AllowWhileCapturing allowed;
     void* memory = nullptr;
     const cudaError_t status = cudaMalloc(&memory, std::max<std::size_t>(bytes, 1));
     if (status == cudaSuccess) return memory;
@@ -65,29 +66,68 @@ void* CudaBackend::allocate(std::size_t bytes) {
                       " are free; use a smaller batch or image, or give max_memory so that batches run in slices");
 }
 
+// Work that is enqueued may still use the memory, so all of it is waited for; memory is given back rarely.
 void CudaBackend::deallocate(void* memory, std::size_t /*bytes*/) noexcept {
-    int former = 0;
-    cudaGetDevice(&former);
-    cudaSetDevice(properties_.index);
-    cudaFree(memory);
-    cudaSetDevice(former);
+    try {
+        const DeviceGuard guard(properties_.index);
+        const AllowWhileCapturing allowed;
+        cudaDeviceSynchronize();
+        cudaFree(memory);
+    } catch (...) {
+        // A device that failed, or a process at its end, needs no memory back.
+    }
 }
 
 void CudaBackend::copy(void* to, const void* from, std::size_t bytes, void* stream) {
     if (bytes == 0) return;
     const DeviceGuard guard(properties_.index);
-    const cudaStream_t target = stream_or_own(stream);
-    order_.begin(target);
+    const AllowWhileCapturing allowed;
+    const auto target = static_cast<cudaStream_t>(stream);
     if (is_pageable(from)) return staging_.upload(to, from, bytes, target);
     if (is_pageable(to)) return staging_.download(to, from, bytes, target);
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, target), "a copy failed");
-    if (stream == nullptr) check(cudaStreamSynchronize(target), "a copy failed");
 }
 
 void CudaBackend::synchronize(void* stream) {
     const DeviceGuard guard(properties_.index);
-    check(cudaStreamSynchronize(stream_or_own(stream)),
+    const AllowWhileCapturing allowed;
+    check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)),
           "the program failed on the device; VIMRT_CUDA_SYNC=1 names the step");
+}
+
+void* CudaBackend::next_stream() {
+    const DeviceGuard guard(properties_.index);
+    const std::lock_guard lock(streams_mutex_);
+    std::unique_ptr<Stream>& stream = streams_[turn_++ % streams_.size()];
+    if (stream == nullptr) stream = std::make_unique<Stream>();
+    return stream->get();
+}
+
+bool CudaBackend::is_capturing(void* stream) {
+    const DeviceGuard guard(properties_.index);
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status), "the stream cannot be used");
+    return status != cudaStreamCaptureStatusNone;
+}
+
+std::unique_ptr<Fence> CudaBackend::make_fence() {
+    return std::make_unique<CudaFence>(properties_.index);
+}
+
+Device CudaBackend::device_of(const void* memory) {
+    cudaPointerAttributes attributes{};
+    check(cudaPointerGetAttributes(&attributes, memory), "a pointer cannot be looked up");
+    if (attributes.type == cudaMemoryTypeUnregistered) return {};
+    if (attributes.type == cudaMemoryTypeDevice) return {Device::Kind::CUDA, attributes.device};
+    return device();  // pinned and managed memory are within any device's reach
+}
+
+std::shared_ptr<void> CudaBackend::allocate_result(std::size_t bytes, void* stream, std::shared_ptr<Fence> last_use) {
+    return results_->allocate(bytes, static_cast<cudaStream_t>(stream), std::move(last_use));
+}
+
+std::shared_ptr<void> CudaBackend::allocate_staging(std::size_t bytes) {
+    return pinned_->allocate(bytes);
 }
 
 bool CudaBackend::supports(const std::string& op) const {
@@ -113,7 +153,7 @@ void CudaBackend::lower_copy(Lowering& lowering, const Operand& source, const Op
 
 std::unique_ptr<Execution> CudaBackend::prepare(const std::vector<Step>& steps) {
     const DeviceGuard guard(properties_.index);
-    return std::make_unique<CudaExecution>(properties_.index, *blas_, order_, steps);
+    return std::make_unique<CudaExecution>(properties_.index, *blas_, steps);
 }
 
 }  // namespace vimrt::cuda

@@ -1,7 +1,9 @@
 // The CUDA backend: one device, its memory, and programs lowered for it.
 #pragma once
 
+#include <array>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -10,6 +12,7 @@
 #include "device.h"
 #include "execution.h"
 #include "matmul.h"
+#include "run_memory.h"
 #include "staging.h"
 
 namespace vimrt::cuda {
@@ -38,12 +41,25 @@ public:
                     std::int64_t columns) override;
     std::unique_ptr<Execution> prepare(const std::vector<Step>& steps) override;
 
+    void* own_stream() override { return cudaStreamPerThread; }
+    void* next_stream() override;
+    bool is_capturing(void* stream) override;
+    std::unique_ptr<Fence> make_fence() override;
+    Device device_of(const void* memory) override;
+    std::shared_ptr<void> allocate_result(std::size_t bytes, void* stream, std::shared_ptr<Fence> last_use) override;
+    std::shared_ptr<void> allocate_staging(std::size_t bytes) override;
+
 private:
     const DeviceProperties properties_;
     const std::unique_ptr<const CublasLt> blas_;
     MatmulAlgorithms algorithms_;
     PinnedStaging staging_;
-    RunOrder order_;
+    const std::shared_ptr<ResultMemory> results_;
+    const std::shared_ptr<PinnedMemory> pinned_;
+    // Copies of one run that is not waited for go on beside the work of the other.
+    std::mutex streams_mutex_;
+    std::array<std::unique_ptr<Stream>, 2> streams_;
+    std::size_t turn_ = 0;
     Target target_;
 };
 

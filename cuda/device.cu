@@ -8,7 +8,12 @@ void check(cudaError_t status, const std::string& what) {
     if (status == cudaSuccess) return;
     cudaGetLastError();  // an error that does not stick is forgotten here, so that the next call starts clean
     std::string message = what + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")";
-    if (cudaDeviceSynchronize() != cudaSuccess) {
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    // Waiting tells whether the device still works; while a graph is captured it cannot be asked.
+    const cudaError_t device = cudaDeviceSynchronize();
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    if (device != cudaSuccess && device != cudaErrorStreamCaptureUnsupported) {
         message += "; the device can no longer be used by this process, start it again";
     }
     throw DeviceError(message);
@@ -23,6 +28,13 @@ DeviceGuard::DeviceGuard(int device) {
 
 DeviceGuard::~DeviceGuard() {
     if (changed_) cudaSetDevice(former_);
+}
+
+AllowWhileCapturing::AllowWhileCapturing() {
+    check(cudaThreadExchangeStreamCaptureMode(&mode_), "the capture mode cannot be changed");
+}
+AllowWhileCapturing::~AllowWhileCapturing() {
+    cudaThreadExchangeStreamCaptureMode(&mode_);
 }
 
 Stream::Stream() {

@@ -27,6 +27,19 @@ private:
     bool changed_ = false;
 };
 
+// While a graph is captured, on any stream and by any thread, CUDA refuses calls that might have been meant to be part
+// of it. Within this object's life those of the calling thread are its own business and are let through.
+class AllowWhileCapturing {
+public:
+    AllowWhileCapturing();
+    ~AllowWhileCapturing();
+    AllowWhileCapturing(const AllowWhileCapturing&) = delete;
+    AllowWhileCapturing& operator=(const AllowWhileCapturing&) = delete;
+
+private:
+    cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 // A stream of the current device that does not wait for the default stream.
 class Stream {
 public:

@@ -27,20 +27,6 @@ public:
 
 }  // namespace
 
-void RunOrder::begin(cudaStream_t stream) {
-    const std::lock_guard lock(mutex_);
-    if (last_ != nullptr && last_stream_ != stream) {
-        check(cudaStreamWaitEvent(stream, last_->get(), 0), "a run cannot wait for the one before it");
-    }
-}
-
-void RunOrder::end(cudaStream_t stream) {
-    const std::lock_guard lock(mutex_);
-    if (last_ == nullptr) last_ = std::make_unique<Event>();
-    check(cudaEventRecord(last_->get(), stream), "a run cannot be marked");
-    last_stream_ = stream;
-}
-
 // An event with its time.
 class CudaExecution::TimedEvent {
 public:
@@ -63,8 +49,8 @@ CudaExecution::Graph::~Graph() {
     if (exec != nullptr) cudaGraphExecDestroy(exec);
 }
 
-CudaExecution::CudaExecution(int device, const CublasLt& blas, RunOrder& order, const std::vector<Step>& steps)
-    : device_(device), blas_(blas), order_(order), steps_(steps) {
+CudaExecution::CudaExecution(int device, const CublasLt& blas, const std::vector<Step>& steps)
+    : device_(device), blas_(blas), steps_(steps) {
     for (const Step& step : steps) {
         for (const auto* list : {&step.reads, &step.writes}) {
             for (const BufferId buffer : *list)
@@ -75,25 +61,15 @@ CudaExecution::CudaExecution(int device, const CublasLt& blas, RunOrder& order, 
 
 void CudaExecution::run(void* const* buffers, void* stream) {
     const DeviceGuard guard(device_);
-    const cudaStream_t target = stream != nullptr ? static_cast<cudaStream_t>(stream) : cudaStreamPerThread;
+    const auto target = static_cast<cudaStream_t>(stream);
     cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
     check(cudaStreamIsCapturing(target, &capturing), "the stream cannot be used");
     if (capturing != cudaStreamCaptureStatusNone) return enqueue(buffers, target, false);
 
     static const bool one_by_one =
         std::getenv("VIMRT_CUDA_SYNC") != nullptr && std::strcmp(std::getenv("VIMRT_CUDA_SYNC"), "1") == 0;
-    const cudaGraphExec_t graph = one_by_one ? nullptr : graph_for(buffers);
-    order_.begin(target);
-    if (one_by_one) {
-        enqueue(buffers, target, true);
-    } else {
-        check(cudaGraphLaunch(graph, target), "the program's graph cannot be launched");
-    }
-    if (stream != nullptr) {
-        order_.end(target);
-    } else {
-        check(cudaStreamSynchronize(target), "the program failed on the device; VIMRT_CUDA_SYNC=1 names the step");
-    }
+    if (one_by_one) return enqueue(buffers, target, true);
+    check(cudaGraphLaunch(graph_for(buffers), target), "the program's graph cannot be launched");
 }
 
 void CudaExecution::enqueue(void* const* buffers, cudaStream_t stream, bool wait_for_each) const {
@@ -150,6 +126,7 @@ cudaGraphExec_t CudaExecution::graph_for(void* const* buffers) {
 // cheaper than instantiating it again.
 void CudaExecution::capture(Graph& graph) {
     GraphHandle captured;
+    const AllowWhileCapturing allowed;
     check(cudaStreamBeginCapture(capture_stream_.get(), cudaStreamCaptureModeThreadLocal),
           "the program cannot be captured");
     try {
@@ -172,12 +149,11 @@ void CudaExecution::capture(Graph& graph) {
 
 std::vector<double> CudaExecution::profile(void* const* buffers, void* stream, int repetitions) {
     const DeviceGuard guard(device_);
-    const cudaStream_t target = stream != nullptr ? static_cast<cudaStream_t>(stream) : cudaStreamPerThread;
+    const auto target = static_cast<cudaStream_t>(stream);
     const std::vector<TimedEvent> marks(steps_.size() + 1);
     Graph graph;
     capture_marked(graph, buffers, marks);
 
-    order_.begin(target);
     std::vector<double> seconds;
     seconds.reserve(static_cast<std::size_t>(repetitions) * steps_.size());
     for (int i = -profile_warm_up; i < repetitions; ++i) {

@@ -4,8 +4,6 @@
 #include <cuda_runtime.h>
 
 #include <list>
-#include <memory>
-#include <mutex>
 #include <vector>
 
 #include "backend.h"
@@ -14,26 +12,13 @@
 
 namespace vimrt::cuda {
 
-// Orders the runs of one engine that are enqueued on different streams: they share arenas, which go back to the pool
-// when a run is enqueued, not when it is done. Runs that wait for their result are done when their arena goes back.
-class RunOrder {
-public:
-    // Makes `stream` wait for the last run that was enqueued on another one and not waited for.
-    void begin(cudaStream_t stream);
-    // Marks the end of a run that nobody waits for.
-    void end(cudaStream_t stream);
-
-private:
-    std::mutex mutex_;
-    std::unique_ptr<Event> last_;  // made with the first such run
-    cudaStream_t last_stream_ = nullptr;
-};
-
 class CudaExecution final : public Execution {
 public:
-    CudaExecution(int device, const CublasLt& blas, RunOrder& order, const std::vector<Step>& steps);
+    CudaExecution(int device, const CublasLt& blas, const std::vector<Step>& steps);
 
-    // Replays the graph that was captured with these buffers. A stream that is itself being captured gets the steps.
+    // Launches the graph that was captured with these buffers. A stream that is itself being captured gets the steps.
+    // Launches of one graph follow each other, whatever their streams, and a graph may take over new pointers while
+    // earlier launches of it are under way: CUDA says so of cudaGraphLaunch and of updates.
     // With VIMRT_CUDA_SYNC=1 in the environment steps run one by one, so that the error of a kernel names its step.
     void run(void* const* buffers, void* stream) override;
 
@@ -61,7 +46,6 @@ private:
 
     const int device_;
     const CublasLt& blas_;
-    RunOrder& order_;
     const std::vector<Step>& steps_;
     std::size_t buffer_count_ = 0;
     Stream capture_stream_;

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import subprocess
+import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -202,3 +206,300 @@ def test_a_full_device_says_how_much_is_missing(tmp_path: Path) -> None:
     del occupied
     torch.cuda.empty_cache()
     assert np.isfinite(gpu.run(random_images(32, 512, 512, 43).numpy())).all()
+
+
+# Arrays on the device, in and out
+
+
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory: pytest.TempPathFactory) -> vimrt.Engine:
+    engine, _ = exported(small(), 47, tmp_path_factory.mktemp("device"))
+    return on_gpu(engine, "fp16")
+
+
+class Interface:
+    """A torch tensor that knows __cuda_array_interface__ alone, with the stream that it was written on."""
+
+    def __init__(self, tensor: torch.Tensor, stream: int | None = 1) -> None:
+        self.tensor = tensor
+        self.__cuda_array_interface__ = tensor.__cuda_array_interface__ | {"version": 3, "stream": stream}
+
+
+def test_tensors_go_in_and_come_out_without_a_copy(gpu: vimrt.Engine) -> None:
+    images = random_images(3, 224, 224, 47)
+    expected = gpu.run(images.numpy())
+    result = gpu.run(images.cuda())
+    assert isinstance(result, vimrt.DeviceArray)
+    assert (result.device, result.shape) == ("cuda:0", expected.shape)
+    tensor = torch.from_dlpack(result)
+    assert tensor.is_cuda and tensor.data_ptr() == result.__cuda_array_interface__["data"][0]
+    np.testing.assert_array_equal(result.numpy(), expected)
+    del result
+    gc.collect()
+    for _ in range(20):  # what is still held is not handed out again
+        gpu.run(images.cuda() * 2)
+    np.testing.assert_array_equal(tensor.cpu().numpy(), expected)
+
+
+def test_other_ways_in_and_out_agree(gpu: vimrt.Engine) -> None:
+    images = random_images(2, 224, 224, 53)
+    on_device = images.cuda()
+    expected = gpu.run(images.numpy())
+    torch.cuda.synchronize()
+    np.testing.assert_array_equal(gpu.run(Interface(on_device)).numpy(), expected)
+    np.testing.assert_array_equal(torch.as_tensor(gpu.run(on_device), device="cuda").cpu().numpy(), expected)
+    out = torch.full(expected.shape, torch.nan, device="cuda")
+    assert gpu.run(on_device, out=out) is out
+    np.testing.assert_array_equal(out.cpu().numpy(), expected)
+    out.fill_(torch.nan)
+    gpu.run(images.numpy(), out=out)
+    np.testing.assert_array_equal(out.cpu().numpy(), expected)
+    host = np.full(expected.shape, np.nan, np.float32)
+    np.testing.assert_array_equal(gpu.run(on_device, out=host), expected)
+    named = gpu.run(on_device, ["features", "logits"])
+    assert list(named) == ["features", "logits"]
+    np.testing.assert_allclose(named["logits"].numpy(), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(gpu.run(on_device, wait=False).result().numpy(), expected)
+
+
+def test_runs_are_ordered_on_the_current_stream(gpu: vimrt.Engine) -> None:
+    """Nothing waits on the host; the input is written, and the result read, by work of the same stream."""
+    images = random_images(4, 224, 224, 59)
+    expected = gpu.run(images.numpy())
+    source = images.cuda()
+    torch.cuda.synchronize()
+    for _ in range(20):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            late = torch.zeros_like(source)
+            torch.cuda._sleep(2_000_000)
+            late.copy_(source)
+            logits = torch.from_dlpack(gpu.run(late)).clone()
+        torch.cuda.synchronize()
+        np.testing.assert_array_equal(logits.cpu().numpy(), expected)
+
+
+def test_streams_may_be_named(gpu: vimrt.Engine) -> None:
+    images = random_images(2, 224, 224, 61)
+    expected = gpu.run(images.numpy())
+    side = torch.cuda.Stream()
+    for stream in (side, side.cuda_stream, 1, torch.cuda.current_stream()):
+        result = gpu.run(images.cuda(), stream=stream)
+        np.testing.assert_array_equal(torch.from_dlpack(result).cpu().numpy(), expected)
+
+
+@pytest.mark.parametrize("limited", [False, True], ids=["free", "limited"])
+def test_threads_with_streams_of_their_own_keep_out_of_each_others_way(limited: bool, gpu: vimrt.Engine) -> None:
+    images = [random_images(1 + seed % 3, 224, 224, seed) for seed in range(6)]
+    limit = gpu.program(3, 224)["peak"] + (8 << 20) if limited else None
+    engine = vimrt.Engine(gpu.path, device="cuda", dtype="fp16", max_memory=limit)
+    expected = [engine.run(batch.numpy()) for batch in images]
+    sources = [batch.cuda() for batch in images]
+    torch.cuda.synchronize()
+
+    def work(turn: int) -> None:
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            found = []
+            for i in range(60):
+                which = (turn + i) % 6
+                found.append((which, torch.from_dlpack(engine.run(sources[which])).clone()))
+        stream.synchronize()
+        for which, logits in found:
+            assert np.array_equal(logits.cpu().numpy(), expected[which])
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work, turn) for turn in range(4)]:
+            done.result()
+    if limit is not None:
+        assert engine.memory["activations"] <= limit
+
+
+def test_a_captured_run_shows_that_nothing_crosses_the_bus(gpu: vimrt.Engine) -> None:
+    """Capture forbids copies to the host that are waited for, and any other wait."""
+    batches = [random_images(2, 224, 224, seed) for seed in range(4)]
+    expected = [gpu.run(batch.numpy()) for batch in batches]
+    source = batches[0].cuda()
+    out = torch.empty(expected[0].shape, device="cuda")
+    gpu.run(source, out=out)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        gpu.run(source, out=out)
+        fresh = torch.from_dlpack(gpu.run(source))
+    for batch, logits in zip(batches, expected, strict=True):
+        gpu.run(batch.cuda() * 3)  # other runs leave the graph's memory alone
+        source.copy_(batch)
+        graph.replay()
+        np.testing.assert_array_equal(out.cpu().numpy(), logits)
+        np.testing.assert_array_equal(fresh.cpu().numpy(), logits)
+    with torch.cuda.graph(torch.cuda.CUDAGraph()), pytest.raises(vimrt.InvalidArgument, match="captured"):
+        gpu.run(source, out=np.empty(expected[0].shape, np.float32))
+
+
+def test_pixels_on_the_device_are_normalised_there(gpu: vimrt.Engine) -> None:
+    pixels = torch.randint(0, 256, (3, 96, 160, 3), dtype=torch.uint8)
+    recipe = gpu.info["preprocessing"]
+    mean, std = torch.tensor(recipe["mean"]), torch.tensor(recipe["std"])
+    normalised = ((pixels / 255.0 - mean) / std).permute(0, 3, 1, 2).contiguous()
+    expected = torch.from_dlpack(gpu.run(normalised.cuda())).cpu()
+    assert relative_error(gpu.run(pixels.cuda()).numpy(), expected) <= 2e-3
+
+
+def test_tensors_that_do_not_fit_are_refused(gpu: vimrt.Engine) -> None:
+    images = random_images(2, 224, 224, 67).cuda()
+    for bad, message in [
+        (images.half(), "dtype is float16"),
+        (images.bfloat16(), "dtype is bfloat16"),
+        (images.to(memory_format=torch.channels_last), "not dense"),
+        (images[:, :2].contiguous(), r"\(B, 3, H, W\)"),
+        (images[:0], "empty"),
+        (torch.zeros(224, 224, 3, dtype=torch.uint8, device="cuda"), r"\(B, H, W, 3\)"),
+        (images.clone().requires_grad_(), "cannot be read"),
+        (Interface(images.double()), "dtype is float64"),
+    ]:
+        with pytest.raises(vimrt.InvalidArgument, match=message):
+            gpu.run(bad)
+    logits = (2, gpu.run(images).shape[1])
+    for out in (torch.empty(logits, dtype=torch.float64, device="cuda"), torch.empty(3, logits[1], device="cuda")):
+        with pytest.raises(vimrt.InvalidArgument, match="float"):
+            gpu.run(images, out=out)
+    lie = Interface(images)
+    lie.__cuda_array_interface__ |= {"data": (torch.empty(images.shape).data_ptr(), False)}
+    with pytest.raises(vimrt.InvalidArgument, match="is on cpu"):
+        gpu.run(lie)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="this machine has one GPU")
+def test_an_engine_stays_on_its_device(gpu: vimrt.Engine) -> None:
+    images = random_images(2, 224, 224, 71)
+    other = vimrt.Engine(gpu.path, device="cuda:1", dtype="fp16")
+    for current in (0, 1):
+        with torch.cuda.device(current):
+            result = other.run(images.to("cuda:1"))
+            assert torch.from_dlpack(result).device == torch.device("cuda:1")
+            np.testing.assert_array_equal(result.numpy(), gpu.run(images.to("cuda:0")).numpy())
+            assert torch.cuda.current_device() == current
+    with pytest.raises(vimrt.InvalidArgument, match=r"cuda:0.*runs on cuda:1"):
+        other.run(images.to("cuda:0"))
+
+
+# Runs that are not waited for
+
+
+def test_runs_that_are_not_waited_for_give_the_same(gpu: vimrt.Engine) -> None:
+    batches = [random_images(1 + seed % 4, 224, 224, seed).numpy() for seed in range(24)]
+    expected = [gpu.run(batch) for batch in batches]
+    pending = []
+    for batch in batches:
+        given = batch.copy()
+        pending.append(gpu.run(given, wait=False))
+        given[...] = np.nan
+    for run, logits in zip(reversed(pending), reversed(expected), strict=True):
+        np.testing.assert_array_equal(run.result(), logits)
+        assert run.done()
+
+
+def test_abandoned_runs_leave_the_others_alone(gpu: vimrt.Engine) -> None:
+    batch = random_images(4, 224, 224, 73).numpy()
+    expected = gpu.run(batch)
+    for _ in range(30):
+        gpu.run(batch * 2, wait=False)
+        np.testing.assert_array_equal(gpu.run(batch, wait=False).result(), expected)
+
+
+def test_an_engine_that_goes_waits_for_its_runs(gpu: vimrt.Engine) -> None:
+    batch = random_images(16, 224, 224, 79)
+    expected = gpu.run(batch.numpy())
+    source = batch.cuda()
+    for _ in range(5):
+        engine = vimrt.Engine(gpu.path, device="cuda", dtype="fp16")
+        pending, result = engine.run(batch.numpy(), wait=False), engine.run(source)
+        del engine
+        gc.collect()
+        np.testing.assert_array_equal(pending.result(), expected)
+        np.testing.assert_array_equal(result.numpy(), expected)
+
+
+# Memory
+
+
+def test_nothing_is_allocated_on_the_device_in_steady_state(gpu: vimrt.Engine) -> None:
+    source = random_images(8, 224, 224, 83).cuda()
+    host = source.cpu().numpy()
+    for _ in range(3):
+        gpu.run(source).numpy()
+        gpu.run(host, wait=False).result()
+    torch.cuda.synchronize()
+    before = torch.cuda.mem_get_info()[0]
+    for _ in range(300):
+        gpu.run(source).numpy()
+        gpu.run(host, wait=False).result()
+        assert torch.cuda.mem_get_info()[0] == before
+
+
+def test_reported_memory_is_the_drivers(tmp_path: Path) -> None:
+    engine, _ = exported(VIM_SMALL, 89, tmp_path)
+    source = random_images(64, 512, 512, 89).cuda()
+
+    def used() -> tuple[int, int]:
+        """Bytes that the driver lent for an engine and a run, and bytes that the engine reports."""
+        out = torch.empty(64, 1000, device="cuda")
+        torch.cuda.synchronize()
+        before = torch.cuda.mem_get_info()[0]
+        gpu = on_gpu(engine, "fp16")
+        gpu.run(source, out=out)
+        torch.cuda.synchronize()
+        return before - torch.cuda.mem_get_info()[0], sum(gpu.memory.values())
+
+    used()  # code and tables of the libraries are loaded by then
+    gc.collect()
+    lent, reported = used()
+    assert abs(lent - reported) <= 0.02 * reported, (lent, reported)
+
+
+# Libraries
+
+
+def in_process(script: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(script)],
+        capture_output=True, text=True, timeout=300, check=False, env=os.environ | environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("order", ["import torch, vimrt", "import vimrt, torch", "import vimrt"])
+def test_libraries_may_be_loaded_in_any_order(order: str, gpu: vimrt.Engine) -> None:
+    run = f"""
+        {order}
+        import numpy as np
+        if "torch" in globals():
+            torch.ones(4, 4, device="cuda") @ torch.ones(4, 4, device="cuda")
+        logits = vimrt.Engine({gpu.path!r}, device="cuda").run(np.zeros((1, 3, 224, 224), np.float32))
+        print(np.isfinite(logits).all())
+    """
+    assert in_process(run).strip() == "True"
+
+
+@pytest.mark.parametrize(
+    "damaged", ["libvimrt_cuda.so", f"libcublasLt.so.{(torch.version.cuda or '13').split('.')[0]}"]
+)
+def test_an_automatic_choice_of_the_cpu_warns_once(damaged: str, gpu: vimrt.Engine, tmp_path: Path) -> None:
+    (tmp_path / damaged).touch()
+    variable = "VIMRT_BACKEND_PATH" if "vimrt" in damaged else "VIMRT_CUBLASLT_PATH"
+    script = f"""
+        import warnings, vimrt
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            devices = [vimrt.Engine({gpu.path!r}).device for _ in range(3)]
+        [warning] = [w for w in caught if w.category is vimrt.DeviceWarning]
+        print(devices, warning.message)
+        try:
+            vimrt.Engine({gpu.path!r}, device="cuda")
+        except vimrt.DeviceError as error:
+            print(error)
+    """
+    printed = in_process(script, **{variable: str(tmp_path)}).splitlines()
+    assert printed[0].startswith("['cpu', 'cpu', 'cpu'] the CPU is used")
+    assert all(f"{damaged} cannot be loaded" in line for line in printed)

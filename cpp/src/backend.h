@@ -30,18 +30,30 @@ struct BackendOptions {
     int threads = 0;                // 0: as many as the process may use
     std::optional<DType> dtype;     // storage of activations and weights; empty: the backend's choice for `file_dtype`
     DType file_dtype = DType::F32;  // of the file's matrices
+    std::vector<std::string> library_folders;  // where libraries that the device needs may lie, before the usual places
 };
 
 // A Program made ready to run on its device, again and again, from one thread at a time.
 class VIMRT_API Execution {
 public:
     virtual ~Execution();
-    // `buffers` holds a device pointer per BufferId. The pointers may differ from run to run. With a stream the work
-    // is enqueued there and the call may return before it is done; without one it returns when the work is done.
+    // `buffers` holds a device pointer per BufferId. The pointers may differ from run to run. The work is enqueued on
+    // `stream`, one of a caller's or of Backend's, and the call may return before it is done.
     virtual void run(void* const* buffers, void* stream) = 0;
     // Runs the steps `repetitions` times in order, after a warm-up, and gives the seconds of every step, pass after
     // pass.
     virtual std::vector<double> profile(void* const* buffers, void* stream, int repetitions) = 0;
+};
+
+// A point in the work of a stream that other streams and the host can wait for. Before the first record() it is in the
+// past. Usable beyond its backend's end.
+class VIMRT_API Fence {
+public:
+    virtual ~Fence();
+    virtual void record(void* stream) = 0;  // the point is behind all that is enqueued on `stream` now
+    virtual void hold(void* stream) = 0;    // what is enqueued on `stream` from now on waits for the point
+    virtual bool done() = 0;
+    virtual void wait() = 0;  // the calling thread waits; throws DeviceError where the work failed
 };
 
 class VIMRT_API Backend {
@@ -59,10 +71,12 @@ public:
     // Device memory. allocate() throws OutOfMemory saying how much was asked for and, where known, how much was free.
     virtual void* allocate(std::size_t bytes) = 0;
     virtual void deallocate(void* memory, std::size_t bytes) noexcept = 0;
-    // Copies between this device and the host, either way, or within the device; ordered on `stream` where given.
+    // Copies between this device and the host, either way, or within the device; ordered on `stream`. Between the
+    // device and allocate_staging() memory, or within the device, the copy may still be under way when the call
+    // returns.
     virtual void copy(void* to, const void* from, std::size_t bytes, void* stream) = 0;
-    virtual void synchronize(void* stream) = 0;
-    virtual bool host_accessible() const = 0;  // device memory may be read and written by the host directly
+    virtual void synchronize(void* stream) = 0;  // waits for all that is enqueued on `stream`
+    virtual bool host_accessible() const = 0;    // device memory may be read and written by the host directly
 
     virtual bool supports(const std::string& op) const = 0;
     // Emits the steps of graph node `node` and possibly of its successors; returns how many nodes that was.
@@ -72,6 +86,23 @@ public:
                             std::int64_t columns) = 0;
     // The steps outlive the Execution.
     virtual std::unique_ptr<Execution> prepare(const std::vector<Step>& steps) = 0;
+
+    // The rest is for devices that work beside the host. The defaults are right where work is done when a call returns.
+
+    // The calling thread's own stream, for runs that are waited for; different threads may have the same handle.
+    virtual void* own_stream() { return nullptr; }
+    // A stream of the backend's for a run that is not waited for; a few take turns.
+    virtual void* next_stream() { return nullptr; }
+    // Work on `stream` is being recorded for later, once or often: memory it uses must stay as it is.
+    virtual bool is_capturing(void* stream);
+    virtual std::unique_ptr<Fence> make_fence();
+    // Where `memory` is, for memory that a caller says is on a device.
+    virtual Device device_of(const void* memory);
+    // Device memory for work on `stream` and after. It is free for other work, in the order of the streams, when the
+    // last owner is gone and `last_use` is past. Outlives the backend. Throws OutOfMemory.
+    virtual std::shared_ptr<void> allocate_result(std::size_t bytes, void* stream, std::shared_ptr<Fence> last_use);
+    // Host memory that copies to and from the device need not wait for. Outlives the backend. Throws OutOfMemory.
+    virtual std::shared_ptr<void> allocate_staging(std::size_t bytes);
 };
 
 namespace cpu {
@@ -84,6 +115,6 @@ struct BackendEntry {
     // Throws DeviceError where the device, its driver or a library is missing, saying which and how to get it.
     std::unique_ptr<Backend> (*create)(const BackendOptions& options) = nullptr;
 };
-inline constexpr int backend_abi_version = 2;
+inline constexpr int backend_abi_version = 4;
 
 }  // namespace vimrt

@@ -12,6 +12,7 @@
 #include "backend_registry.h"
 #include "file.h"
 #include "operators.h"
+#include "pending.h"
 #include "program.h"
 #include "quote.h"
 #include "version.h"
@@ -115,6 +116,8 @@ struct CachedProgram {
     std::vector<Slot> idle;
     std::size_t slots = 0;
 
+    std::int64_t constant_bytes() const { return program->constants.bytes(); }
+
     Slot take(Backend& backend) {
         {
             const std::lock_guard lock(mutex);
@@ -173,7 +176,7 @@ public:
     Impl(const std::string& path, const EngineOptions& options)
         : file_(path),
           info_(describe(file_)),
-          backend_(create_backend(checked(options).device, {0, options.threads, options.dtype, matrix_dtype(file_)})),
+          backend_(create_backend(checked(options).device, backend_options(options), warning_)),
           max_memory_(options.max_memory),
           constants_(*backend_),
           arenas_(*backend_, options.max_memory) {
@@ -181,13 +184,15 @@ public:
     }
 
     const ModelInfo& info() const { return info_; }
+    const std::string& warning() const { return warning_; }
     Backend& backend() const { return *backend_; }
+    const std::shared_ptr<Backend>& shared_backend() const { return backend_; }
     std::int64_t arena_bytes() const { return arenas_.bytes(); }
 
     std::int64_t constant_bytes() const {
         const std::lock_guard lock(programs_mutex_);
         std::int64_t bytes = constants_.bytes();
-        for (const auto& cached : programs_) bytes += cached->program->constants.bytes();
+        for (const auto& cached : programs_) bytes += cached->constant_bytes();
         return bytes;
     }
 
@@ -198,25 +203,37 @@ public:
         return values;
     }
 
-    // Checks a float input, or takes resized photographs as they are, and gives the run's size. Throws InvalidArgument.
+    // Checks an input of float32, or of photographs at their final size, and gives the run's size. Throws
+    // InvalidArgument.
     RunSize size_of_input(const Tensor& input, std::span<const ValueId> outputs) const {
         const Shape& shape = input.shape();
-        if (input.dtype() == DType::U8) return {shape[0], shape[1], shape[2], DType::U8, outputs};
-        if (input.dtype() != DType::F32) {
+        if (input.dtype() != DType::F32 && input.dtype() != DType::U8) {
             throw InvalidArgument("the input's dtype is " + std::string(name_of(input.dtype())) +
                                   "; give float32 (B, 3, H, W), already normalised, or uint8 (B, H, W, 3)");
         }
-        if (shape.rank() != 4 || shape[1] != file_.graph.input.channels) {
-            throw InvalidArgument("the input's shape is " + shape.to_string() + "; float32 inputs must be (B, " +
-                                  std::to_string(file_.graph.input.channels) + ", H, W), already normalised");
+        const bool is_float = input.dtype() == DType::F32;
+        const std::int64_t channels = is_float ? file_.graph.input.channels : 3;
+        if (shape.rank() != 4 || shape[is_float ? 1 : 3] != channels) {
+            throw InvalidArgument(
+                "the input's shape is " + shape.to_string() +
+                (is_float ? "; float32 inputs must be (B, " + std::to_string(channels) + ", H, W), already normalised"
+                          : "; uint8 inputs on a device must be (B, H, W, 3), at their final size"));
         }
         if (shape.elements() == 0) throw InvalidArgument("the input's shape is " + shape.to_string() + ": it is empty");
-        if (input.device().kind != Device::Kind::CPU && input.device() != backend_->device()) {
-            throw InvalidArgument("the input is on " + input.device().to_string() + ", but this engine runs on " +
-                                  backend_->device().to_string() + "; move the input to the host or to that device");
-        }
-        if (input.raw() == nullptr) throw InvalidArgument("the input has no data: its pointer is null");
-        return {shape[0], shape[2], shape[3], DType::F32, outputs};
+        check_device(input, "the input");
+        if (is_float) return {shape[0], shape[2], shape[3], DType::F32, outputs};
+        return {shape[0], shape[1], shape[2], DType::U8, outputs};
+    }
+
+    // Throws InvalidArgument where this engine cannot reach the tensor. `what` begins the message.
+    void check_device(const Tensor& tensor, const std::string& what) const {
+        if (tensor.raw() == nullptr) throw InvalidArgument(what + " has no data: its pointer is null");
+        if (tensor.device().kind == Device::Kind::CPU) return;
+        const Device device =
+            tensor.device() == backend_->device() ? backend_->device_of(tensor.raw()) : tensor.device();
+        if (device == backend_->device()) return;
+        throw InvalidArgument(what + " is on " + device.to_string() + ", but this engine runs on " +
+                              backend_->device().to_string() + "; move it to the host or to that device");
     }
 
     std::vector<Shape> output_shapes(const RunSize& size) const {
@@ -230,17 +247,63 @@ public:
         return shapes;
     }
 
-    void run(const Tensor& input, const RunSize& size, std::span<Tensor> results, const RunOptions& options) const {
+    // Enqueues the run on `stream`, null for the calling thread's own. Waits for the results where `wait` says so or
+    // where they go to ordinary host memory.
+    void run(const Tensor& input, const RunSize& size, std::span<Tensor> results, void* stream, bool wait) const {
         const std::int64_t step = slice(size);
-        const std::size_t image_bytes = input.bytes() / static_cast<std::size_t>(size.batch);
-        check_results(size, results);
-        for (std::int64_t first = 0; first < size.batch; first += step) {
-            const std::int64_t count = std::min(step, size.batch - first);
-            const auto program = program_for(size.with_batch(count));
-            run_slice(*program,
-                      static_cast<const std::byte*>(input.raw()) + static_cast<std::size_t>(first) * image_bytes,
-                      input.device(), results, first, options.stream);
+        const std::int64_t rest = size.batch % step;
+        const auto program = program_for(size.with_batch(step));
+        const auto last = rest > 0 ? program_for(size.with_batch(rest)) : program;
+        check_results(*program->program, size, results);
+
+        const Staging staging = staging_for(input, results);
+        if (stream == nullptr) stream = backend_->own_stream();
+        const bool captured = backend_->is_capturing(stream);
+        if (captured) {
+            if (staging.input || staging.results || wait) {
+                throw InvalidArgument(
+                    "a run that is captured in a graph needs its input and its results on the device, and cannot wait");
+            }
+            keep_for_good({program, last});
         }
+        ArenaPool::Lease arena(arenas_, std::max(arena_size(*program, staging), arena_size(*last, staging)), stream,
+                               captured);
+        for (std::int64_t first = 0; first < size.batch; first += step) {
+            run_slice(first + step > size.batch ? *last : *program, input, results, first, arena.data(), stream);
+        }
+        if (!wait) return;
+        backend_->synchronize(stream);
+        arena.finished();
+    }
+
+    // Enqueues the run, with its results in new memory: on the device for an input there, on the host for one there.
+    Pending start(const Tensor& input, const RunSize& size, void* stream) const {
+        auto state = std::make_unique<Pending::State>();
+        const bool on_device = input.device().kind != Device::Kind::CPU;
+        const bool staged = !on_device && !backend_->host_accessible();
+        state->backend = backend_;
+        state->fence = backend_->make_fence();
+        state->stream = stream != nullptr ? stream : backend_->next_stream();
+        Tensor source = input;
+        if (staged) {
+            state->staging = backend_->allocate_staging(input.bytes());
+            std::memcpy(state->staging.get(), input.raw(), input.bytes());
+            source = Tensor::view(state->staging.get(), input.shape(), input.dtype());
+        }
+        for (const Shape& shape : output_shapes(size)) {
+            const std::size_t bytes = static_cast<std::size_t>(shape.elements()) * sizeof(float);
+            auto memory = on_device ? backend_->allocate_result(bytes, state->stream, state->fence)
+                                    : backend_->allocate_staging(bytes);
+            void* const data = memory.get();
+            state->results.push_back(
+                Tensor::view(data, shape, DType::F32, on_device ? input.device() : Device{}, std::move(memory)));
+        }
+        run(source, size, state->results, state->stream, false);
+        if (!backend_->is_capturing(state->stream)) {
+            state->fence->record(state->stream);
+            state->fenced = true;
+        }
+        return Pending(std::move(state));
     }
 
     Profile profile(const Tensor& input, const RunSize& size, int repetitions) const {
@@ -248,7 +311,8 @@ public:
         const std::int64_t images = slice(size);
         const auto cached = program_for(size.with_batch(images));
         const Program& program = *cached->program;
-        const ArenaPool::Lease arena(arenas_, arena_size(*cached, false));
+        void* const stream = backend_->own_stream();
+        const ArenaPool::Lease arena(arenas_, arena_size(*cached, Staging{}), stream);
         CachedProgram::Slot slot = cached->take(*backend_);
         std::vector<DeviceMemory> own;  // inputs and outputs
         for (std::size_t i = 0; i < program.buffers.size(); ++i) {
@@ -259,9 +323,10 @@ public:
             }
             const auto bytes = static_cast<std::size_t>(buffer.size);
             slot.buffers[i] = own.emplace_back(*backend_, bytes).get();
-            if (buffer.kind == Kind::Input) backend_->copy(slot.buffers[i], input.raw(), bytes, nullptr);
+            if (buffer.kind == Kind::Input) backend_->copy(slot.buffers[i], input.raw(), bytes, stream);
         }
-        const std::vector<double> seconds = slot.execution->profile(slot.buffers.data(), nullptr, repetitions);
+        backend_->synchronize(stream);
+        const std::vector<double> seconds = slot.execution->profile(slot.buffers.data(), stream, repetitions);
         cached->give_back(std::move(slot));
         return {images, median_times(program.steps, seconds)};
     }
@@ -289,6 +354,15 @@ private:
                                   " bytes; give a positive number, or 0 for no limit");
         }
         return options;
+    }
+
+    BackendOptions backend_options(const EngineOptions& options) const {
+        BackendOptions chosen;
+        chosen.threads = options.threads;
+        chosen.dtype = options.dtype;
+        chosen.file_dtype = matrix_dtype(file_);
+        chosen.library_folders = options.library_folders;
+        return chosen;
     }
 
     // A graph whose shapes do not fit together, or that the device cannot run, is refused when it is loaded.
@@ -327,9 +401,8 @@ private:
         return value;
     }
 
-    void check_results(const RunSize& size, std::span<Tensor> results) const {
-        const auto program = program_for(size.with_batch(slice(size)));
-        const auto& shapes = program->program->output_shapes;
+    void check_results(const Program& program, const RunSize& size, std::span<Tensor> results) const {
+        const auto& shapes = program.output_shapes;
         if (results.size() != shapes.size()) {
             throw InvalidArgument(std::to_string(results.size()) + " result tensors were given for " +
                                   std::to_string(shapes.size()) + " outputs");
@@ -345,13 +418,15 @@ private:
                                       " where float32 with the shape " + shapes[i].to_string() +
                                       " and a first axis of " + std::to_string(size.batch) + " was expected");
             }
+            check_device(results[i], "result " + std::to_string(i));
         }
     }
 
     // Images per slice: what the memory limit allows and the backend's caches like.
     std::int64_t slice(const RunSize& size) const {
         if (size.batch == 1 && max_memory_ == 0) return 1;
-        const std::int64_t one = arena_size(*program_for(size.with_batch(1)), true);
+        constexpr Staging everything{true, true};
+        const std::int64_t one = arena_size(*program_for(size.with_batch(1)), everything);
         if (max_memory_ > 0 && one > max_memory_) {
             throw OutOfMemory(file_.path + ": one image of " + std::to_string(size.height) + "x" +
                               std::to_string(size.width) + " needs " + std::to_string(one) +
@@ -363,18 +438,26 @@ private:
             count = std::min(count, max_memory_ / std::max<std::int64_t>(one, 1));
             // Memory grows a little less or more than in proportion: what a program scratches does not depend on the
             // batch.
-            while (count > 1 && arena_size(*program_for(size.with_batch(count)), true) > max_memory_) --count;
+            while (count > 1 && arena_size(*program_for(size.with_batch(count)), everything) > max_memory_) --count;
         }
         return count;
     }
 
-    std::shared_ptr<CachedProgram> program_for(const RunSize& size) const {
+    std::shared_ptr<CachedProgram> find_program(const RunSize& size) const {
         const std::lock_guard lock(programs_mutex_);
         for (auto it = programs_.begin(); it != programs_.end(); ++it) {
             if (!size.matches((*it)->program->key)) continue;
             programs_.splice(programs_.begin(), programs_, it);
             return programs_.front();
         }
+        return nullptr;
+    }
+
+    // Programs are lowered one at a time, while programs that are there already run.
+    std::shared_ptr<CachedProgram> program_for(const RunSize& size) const {
+        if (auto found = find_program(size)) return found;
+        const std::lock_guard lowering(lowering_mutex_);
+        if (auto found = find_program(size)) return found;  // another thread was first
         auto cached = std::make_shared<CachedProgram>();
         ProgramKey key{
             size.batch, size.height, size.width, size.input_dtype, {size.outputs.begin(), size.outputs.end()}};
@@ -382,79 +465,117 @@ private:
             lower_program(file_.graph, file_.preprocessing, *backend_, constants_, std::move(key), file_.path);
         // Lowering packed what it needed; the file's own pages are not read again.
         file_.mapping.release_pages(file_.mapping.data(), file_.mapping.size());
-        programs_.push_front(std::move(cached));
-        if (programs_.size() > max_cached_programs) programs_.pop_back();
-        return programs_.front();
+        std::shared_ptr<CachedProgram> replaced;  // ends when the lock is given back
+        const std::lock_guard lock(programs_mutex_);
+        programs_.push_front(cached);
+        if (programs_.size() > max_cached_programs) {
+            replaced = std::move(programs_.back());
+            programs_.pop_back();
+        }
+        return cached;
     }
 
-    // The planned peak, and room for copies of inputs and outputs where the device cannot reach the host's.
-    std::int64_t arena_size(const CachedProgram& cached, bool host_tensors) const {
+    // A captured graph may repeat the programs' work until the engine ends.
+    void keep_for_good(std::initializer_list<std::shared_ptr<CachedProgram>> programs) const {
+        const std::lock_guard lock(programs_mutex_);
+        for (const auto& program : programs) {
+            if (std::find(kept_programs_.begin(), kept_programs_.end(), program) == kept_programs_.end()) {
+                kept_programs_.push_back(program);
+            }
+        }
+    }
+
+    // What is copied between the host and the arena, because the device cannot reach the host's memory.
+    struct Staging {
+        bool input = false;
+        bool results = false;
+    };
+
+    bool is_staged(const Tensor& tensor) const {
+        return tensor.device().kind == Device::Kind::CPU && !backend_->host_accessible();
+    }
+
+    Staging staging_for(const Tensor& input, std::span<const Tensor> results) const {
+        return {is_staged(input),
+                std::any_of(results.begin(), results.end(), [&](const Tensor& t) { return is_staged(t); })};
+    }
+
+    // The planned peak, and room for copies of inputs and outputs.
+    std::int64_t arena_size(const CachedProgram& cached, Staging staging) const {
+        using Kind = ProgramBufferRecord::Kind;
         std::int64_t bytes = cached.program->peak;
-        if (!host_tensors || backend_->host_accessible()) return bytes;
+        if (backend_->host_accessible()) return bytes;
         const auto alignment = static_cast<std::int64_t>(backend_->alignment());
         for (const ProgramBufferRecord& buffer : cached.program->buffers) {
-            if (buffer.kind != ProgramBufferRecord::Kind::Arena) bytes = round_up(bytes, alignment) + buffer.size;
+            const bool staged =
+                (buffer.kind == Kind::Input && staging.input) || (buffer.kind == Kind::Output && staging.results);
+            if (staged) bytes = round_up(bytes, alignment) + buffer.size;
         }
         return bytes;
     }
 
-    void run_slice(CachedProgram& cached, const std::byte* input, Device input_device, std::span<Tensor> results,
-                   std::int64_t first, void* stream) const {
+    // Enqueues images [first, first + the program's batch) on `stream`.
+    void run_slice(CachedProgram& cached, const Tensor& input, std::span<Tensor> results, std::int64_t first,
+                   std::byte* arena, void* stream) const {
         using Kind = ProgramBufferRecord::Kind;
         const Program& program = *cached.program;
-        const bool staged = !backend_->host_accessible() && input_device.kind == Device::Kind::CPU;
-        const ArenaPool::Lease arena(arenas_, arena_size(cached, staged));
         CachedProgram::Slot slot = cached.take(*backend_);
 
         const auto alignment = static_cast<std::int64_t>(backend_->alignment());
-        std::int64_t staging = program.peak;
-        const auto stage = [&](std::int64_t size) {
-            staging = round_up(staging, alignment);
-            std::byte* place = arena.data() + staging;
-            staging += size;
-            return place;
-        };
-        const auto result_at = [&](const ProgramBufferRecord& buffer) {
-            Tensor& result = results[static_cast<std::size_t>(buffer.output)];
-            const std::size_t image_bytes =
-                static_cast<std::size_t>(buffer.size) / static_cast<std::size_t>(program.key.batch);
-            return static_cast<std::byte*>(result.raw()) + static_cast<std::size_t>(first) * image_bytes;
+        std::int64_t staged_at = program.peak;
+        // The slice's part of `tensor`, or its place in the arena where the device cannot reach the tensor.
+        const auto place = [&](const ProgramBufferRecord& buffer, const Tensor& tensor) -> void* {
+            if (!is_staged(tensor)) return part_of(tensor, buffer, program, first);
+            staged_at = round_up(staged_at, alignment);
+            std::byte* const at = arena + staged_at;
+            staged_at += buffer.size;
+            return at;
         };
         for (std::size_t i = 0; i < program.buffers.size(); ++i) {
             const ProgramBufferRecord& buffer = program.buffers[i];
             switch (buffer.kind) {
                 case Kind::Arena:
-                    slot.buffers[i] = arena.data() + buffer.offset;
+                    slot.buffers[i] = arena + buffer.offset;
                     break;
                 case Kind::Input:
-                    // Steps read inputs only.
-                    slot.buffers[i] = staged ? stage(buffer.size) : const_cast<std::byte*>(input);
-                    if (staged) backend_->copy(slot.buffers[i], input, static_cast<std::size_t>(buffer.size), stream);
+                    slot.buffers[i] = place(buffer, input);
+                    if (is_staged(input)) {
+                        backend_->copy(slot.buffers[i], part_of(input, buffer, program, first),
+                                       static_cast<std::size_t>(buffer.size), stream);
+                    }
                     break;
                 case Kind::Output:
-                    slot.buffers[i] = staged ? stage(buffer.size) : result_at(buffer);
+                    slot.buffers[i] = place(buffer, results[static_cast<std::size_t>(buffer.output)]);
                     break;
             }
         }
         slot.execution->run(slot.buffers.data(), stream);
-        if (staged) {
-            for (std::size_t i = 0; i < program.buffers.size(); ++i) {
-                const ProgramBufferRecord& buffer = program.buffers[i];
-                if (buffer.kind != Kind::Output) continue;
-                backend_->copy(result_at(buffer), slot.buffers[i], static_cast<std::size_t>(buffer.size), stream);
-            }
-            backend_->synchronize(stream);
+        for (std::size_t i = 0; i < program.buffers.size(); ++i) {
+            const ProgramBufferRecord& buffer = program.buffers[i];
+            if (buffer.kind != Kind::Output || !is_staged(results[static_cast<std::size_t>(buffer.output)])) continue;
+            backend_->copy(part_of(results[static_cast<std::size_t>(buffer.output)], buffer, program, first),
+                           slot.buffers[i], static_cast<std::size_t>(buffer.size), stream);
         }
         cached.give_back(std::move(slot));
     }
 
+    // Where image `first` of a whole batch begins. Steps read inputs only.
+    static void* part_of(const Tensor& tensor, const ProgramBufferRecord& buffer, const Program& program,
+                         std::int64_t first) {
+        const std::int64_t image_bytes = buffer.size / program.key.batch;
+        return const_cast<std::byte*>(static_cast<const std::byte*>(tensor.raw())) + first * image_bytes;
+    }
+
     ModelFile file_;
     ModelInfo info_;
-    std::unique_ptr<Backend> backend_;
+    std::string warning_;
+    std::shared_ptr<Backend> backend_;
     std::int64_t max_memory_;
-    mutable std::mutex programs_mutex_;  // guards programs_ and constants_
+    mutable std::mutex lowering_mutex_;  // taken before programs_mutex_; guards constants_
+    mutable std::mutex programs_mutex_;  // guards programs_ and kept_programs_
     mutable ConstantStore constants_;
     mutable std::list<std::shared_ptr<CachedProgram>> programs_;  // most recently used first
+    mutable std::vector<std::shared_ptr<CachedProgram>> kept_programs_;
     mutable ArenaPool arenas_;
 };
 
@@ -472,6 +593,9 @@ Device Engine::device() const {
 std::string Engine::backend() const {
     return impl_->backend().device().to_string() + " (" + impl_->backend().description() + ")";
 }
+const std::string& Engine::warning() const {
+    return impl_->warning();
+}
 DType Engine::dtype() const {
     return impl_->backend().dtype();
 }
@@ -487,6 +611,11 @@ std::int64_t Engine::constant_bytes() const {
 
 namespace {
 
+// Photographs on the host are resized there; those on a device are taken as they are.
+bool is_to_be_resized(const Tensor& input) {
+    return input.dtype() == DType::U8 && input.device().kind == Device::Kind::CPU;
+}
+
 // The images of a uint8 (B, H, W, 3) or (H, W, 3) tensor on the host.
 std::vector<ImageView> images_of(const Tensor& input) {
     const Shape& shape = input.shape();
@@ -494,10 +623,6 @@ std::vector<ImageView> images_of(const Tensor& input) {
     if ((shape.rank() != 3 && !batched) || shape[-1] != 3 || shape.elements() == 0 || input.raw() == nullptr) {
         throw InvalidArgument("the uint8 input's shape is " + shape.to_string() +
                               "; photographs must be (H, W, 3) or (B, H, W, 3), RGB, and not empty");
-    }
-    if (input.device().kind != Device::Kind::CPU) {
-        throw InvalidArgument(
-            "uint8 photographs are preprocessed on the host; give host memory, or a normalised float32 tensor");
     }
     const std::int64_t rows = shape[-3];
     const std::int64_t columns = shape[-2];
@@ -540,35 +665,67 @@ Tensor Engine::preprocess(std::span<const ImageView> images,
 
 std::vector<Shape> Engine::output_shapes(const Tensor& input, std::span<const std::string> outputs) const {
     const ValueList values = impl_->resolve(outputs);
-    if (input.dtype() != DType::U8) return impl_->output_shapes(impl_->size_of_input(input, values.span()));
+    if (!is_to_be_resized(input)) return impl_->output_shapes(impl_->size_of_input(input, values.span()));
     const auto& size = impl_->recipe({}).image_size;
     return impl_->output_shapes(
         {static_cast<std::int64_t>(images_of(input).size()), size[0], size[1], DType::U8, values.span()});
 }
 
+void Engine::order(void* stream, void* after) const {
+    const auto fence = impl_->backend().make_fence();
+    fence->record(after);
+    fence->hold(stream);
+}
+
+Tensor Engine::empty(const Shape& shape, DType dtype) const {
+    if (device().kind == Device::Kind::CPU) return Tensor::empty(shape, dtype);
+    const std::size_t bytes = static_cast<std::size_t>(shape.elements()) * size_of(dtype);
+    Backend& backend = impl_->backend();
+    auto memory = backend.allocate_result(bytes, backend.own_stream(), nullptr);
+    backend.synchronize(backend.own_stream());
+    void* const data = memory.get();
+    return Tensor::view(data, shape, dtype, device(), std::move(memory));
+}
+
 void Engine::run(const Tensor& input, std::span<const std::string> outputs, std::span<Tensor> results,
                  const RunOptions& options) const {
     const ValueList values = impl_->resolve(outputs);
-    const Tensor pixels = input.dtype() == DType::U8 ? resized(images_of(input), impl_->recipe({})) : input;
-    impl_->run(pixels, impl_->size_of_input(pixels, values.span()), results, options);
+    const Tensor pixels = is_to_be_resized(input) ? resized(images_of(input), impl_->recipe({})) : input;
+    const auto on_host = [](const Tensor& tensor) { return tensor.device().kind == Device::Kind::CPU; };
+    const bool wait = options.stream == nullptr || std::any_of(results.begin(), results.end(), on_host);
+    impl_->run(pixels, impl_->size_of_input(pixels, values.span()), results, options.stream, wait);
 }
 
 std::vector<Tensor> Engine::run_prepared(const Tensor& pixels, std::span<const std::string> outputs) const {
     const ValueList values = impl_->resolve(outputs);
     const RunSize size = impl_->size_of_input(pixels, values.span());
+    if (pixels.device().kind != Device::Kind::CPU) return impl_->start(pixels, size, nullptr).results();
     std::vector<Tensor> results;
     for (const Shape& shape : impl_->output_shapes(size)) results.push_back(Tensor::empty(shape));
-    impl_->run(pixels, size, results, {});
+    impl_->run(pixels, size, results, nullptr, true);
     return results;
 }
 
 std::vector<Tensor> Engine::run(const Tensor& input, std::span<const std::string> outputs) const {
-    return input.dtype() == DType::U8 ? run_images(images_of(input), outputs) : run_prepared(input, outputs);
+    return is_to_be_resized(input) ? run_images(images_of(input), outputs) : run_prepared(input, outputs);
 }
 
 std::vector<Tensor> Engine::run_images(std::span<const ImageView> images, std::span<const std::string> outputs,
                                        std::optional<std::array<std::int64_t, 2>> image_size) const {
     return run_prepared(resized(images, impl_->recipe(image_size)), outputs);
+}
+
+Pending Engine::start(const Tensor& input, std::span<const std::string> outputs, const RunOptions& options) const {
+    const ValueList values = impl_->resolve(outputs);
+    const Tensor pixels = is_to_be_resized(input) ? resized(images_of(input), impl_->recipe({})) : input;
+    return impl_->start(pixels, impl_->size_of_input(pixels, values.span()), options.stream);
+}
+
+Pending Engine::start_images(std::span<const ImageView> images, std::span<const std::string> outputs,
+                             std::optional<std::array<std::int64_t, 2>> image_size) const {
+    const ValueList values = impl_->resolve(outputs);
+    const Tensor pixels = resized(images, impl_->recipe(image_size));
+    return impl_->start(pixels, impl_->size_of_input(pixels, values.span()), nullptr);
 }
 
 Tensor Engine::run(const Tensor& input) const {

@@ -12,9 +12,6 @@
 
 namespace vimrt {
 
-Execution::~Execution() = default;
-Backend::~Backend() = default;
-
 ConstantStore::~ConstantStore() {
     for (const auto& [key, block] : blocks_) backend_.deallocate(block.memory, block.bytes);
 }
@@ -33,7 +30,8 @@ const void* ConstantStore::get(const std::string& key, std::size_t bytes, void (
         } else {
             const auto staging = std::make_unique<std::byte[]>(bytes);
             fill(staging.get(), context);
-            backend_.copy(block.memory, staging.get(), bytes, nullptr);
+            backend_.copy(block.memory, staging.get(), bytes, backend_.own_stream());
+            backend_.synchronize(backend_.own_stream());
         }
         blocks_.emplace(key, block);
     } catch (...) {

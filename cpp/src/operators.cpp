@@ -1,6 +1,7 @@
 #include "operators.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <sstream>
 
@@ -100,9 +101,11 @@ void infer_add_norm(const ShapeInference& s) {
 }
 
 Shape with_last(const Shape& shape, std::int64_t last) {
-    std::vector<std::int64_t> dims(shape.begin(), shape.end());
-    dims.back() = last;
-    return Shape(std::span<const std::int64_t>(dims));
+    std::array<std::int64_t, Shape::max_rank> dims{};
+    const auto rank = static_cast<std::size_t>(std::max(shape.rank(), 1));
+    std::copy(shape.begin(), shape.end(), dims.begin());
+    dims[rank - 1] = last;
+    return Shape(std::span<const std::int64_t>(dims.data(), rank));
 }
 
 void infer_linear(const ShapeInference& s) {

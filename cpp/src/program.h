@@ -1,6 +1,7 @@
 // A Program: the steps that compute a graph at one (batch, height, width), and where in one arena their buffers lie.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -26,7 +27,7 @@ public:
     // The memory under `key`; made by `fill` the first time.
     const void* get(const std::string& key, std::size_t bytes, void (*fill)(void* out, const void* context),
                     const void* context);
-    std::int64_t bytes() const { return bytes_; }
+    std::int64_t bytes() const { return bytes_; }  // from any thread
 
 private:
     struct Block {
@@ -35,7 +36,7 @@ private:
     };
     Backend& backend_;
     std::map<std::string, Block, std::less<>> blocks_;
-    std::int64_t bytes_ = 0;
+    std::atomic<std::int64_t> bytes_ = 0;
 };
 
 struct ProgramKey {

@@ -21,17 +21,21 @@ from ._vimrt import (
     plan_memory,
     validate_memory_plan,
 )
-from .engine import Engine, Prediction, Profile, StepTime
+from .device_array import DeviceArray, Pending
+from .engine import DeviceWarning, Engine, Prediction, Profile, StepTime
 from .images import load_image
 
 __all__ = [
+    "DeviceArray",
     "DeviceError",
+    "DeviceWarning",
     "Engine",
     "Error",
     "FormatError",
     "InvalidArgument",
     "MemoryPlan",
     "OutOfMemory",
+    "Pending",
     "Prediction",
     "Profile",
     "StepTime",

@@ -1,6 +1,4 @@
 // The module vimrt._vimrt: the public C++ API, with NumPy arrays in and out. What is convenient is in engine.py.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
@@ -9,54 +7,13 @@
 #include <string>
 #include <vector>
 
-#include "vimrt/vimrt.h"
+#include "arrays.h"
 
-namespace py = pybind11;
-
+void bind_device(py::module_& m);
 void bind_planner(py::module_& m);
 void bind_preprocess(py::module_& m);
 
 namespace {
-
-using FloatArray = py::array_t<float, py::array::c_style>;
-using ByteArray = py::array_t<std::uint8_t, py::array::c_style>;
-using ImageSize = std::optional<std::array<std::int64_t, 2>>;
-
-// Runs `work` while other Python threads go on. py::gil_scoped_release would take the lock again in its destructor,
-// where the interpreter's way of ending a daemon thread at exit, an exception, would end the process instead.
-template <typename Work>
-auto without_gil(Work work) {
-    PyThreadState* const state = PyEval_SaveThread();
-    std::optional<decltype(work())> result;
-    std::exception_ptr error;
-    try {
-        result.emplace(work());
-    } catch (const std::exception&) {
-        error = std::current_exception();
-    }
-    PyEval_RestoreThread(state);
-    if (error) std::rethrow_exception(error);
-    return std::move(*result);
-}
-
-vimrt::Shape shape_of(const py::array& array) {
-    std::vector<std::int64_t> dims(array.shape(), array.shape() + array.ndim());
-    return vimrt::Shape(std::span<const std::int64_t>(dims));
-}
-
-// A tensor's memory as an array that keeps it alive.
-py::array to_array(const vimrt::Tensor& tensor) {
-    auto* owner = new vimrt::Tensor(tensor);
-    const py::capsule keep_alive(owner, [](void* p) { delete static_cast<vimrt::Tensor*>(p); });
-    const std::vector<py::ssize_t> dims(tensor.shape().begin(), tensor.shape().end());
-    return py::array_t<float>(dims, owner->data<float>(), keep_alive);
-}
-
-py::list to_arrays(const std::vector<vimrt::Tensor>& tensors) {
-    py::list list;
-    for (const vimrt::Tensor& tensor : tensors) list.append(to_array(tensor));
-    return list;
-}
 
 vimrt::ImageView view_of(const ByteArray& image) {
     if (image.ndim() != 3 || image.shape(2) != 3) {
@@ -164,17 +121,21 @@ void bind_engine(py::module_& m) {
     using vimrt::Engine;
     py::class_<Engine>(m, "Engine")
         .def(py::init([](const std::string& path, const std::string& device, const std::optional<std::string>& dtype,
-                         int threads, std::int64_t max_memory) {
-                 const vimrt::EngineOptions options{device, parse_dtype(dtype), threads, max_memory};
+                         int threads, std::int64_t max_memory, std::vector<std::string> library_folders) {
+                 const vimrt::EngineOptions options{device, parse_dtype(dtype), threads, max_memory,
+                                                    std::move(library_folders)};
                  return without_gil([&] { return std::make_unique<Engine>(path, options); });
              }),
-             py::arg("path"), py::arg("device"), py::arg("dtype"), py::arg("threads"), py::arg("max_memory"))
+             py::arg("path"), py::arg("device"), py::arg("dtype"), py::arg("threads"), py::arg("max_memory"),
+             py::arg("library_folders"))
         .def("info", [](const Engine& engine) { return describe(engine.info()); })
         .def_property_readonly("device", [](const Engine& engine) { return engine.device().to_string(); })
+        .def_property_readonly("device_index", [](const Engine& engine) { return engine.device().index; })
         .def_property_readonly("backend", &Engine::backend)
         .def_property_readonly("dtype",
                                [](const Engine& engine) { return std::string(vimrt::name_of(engine.dtype())); })
         .def_property_readonly("threads", &Engine::threads)
+        .def_property_readonly("warning", &Engine::warning)
         .def_property_readonly("arena_bytes", &Engine::arena_bytes)
         .def_property_readonly("constant_bytes", &Engine::constant_bytes)
         .def(
@@ -199,6 +160,38 @@ void bind_engine(py::module_& m) {
                 });
             },
             py::arg("pixels").noconvert(), py::arg("outputs"), py::arg("results").noconvert())
+        .def(
+            "run_tensors",
+            [](const Engine& engine, const vimrt::Tensor& input, const std::vector<std::string>& outputs,
+               std::vector<vimrt::Tensor> results, std::uintptr_t stream) {
+                without_gil([&] {
+                    engine.run(input, outputs, results, {stream_of(stream)});
+                    return true;
+                });
+            },
+            py::arg("input"), py::arg("outputs"), py::arg("results"), py::arg("stream"))
+        .def(
+            "start",
+            [](const Engine& engine, const vimrt::Tensor& input, const std::vector<std::string>& outputs,
+               std::uintptr_t stream) {
+                return without_gil([&] { return engine.start(input, outputs, {stream_of(stream)}); });
+            },
+            py::arg("input"), py::arg("outputs"), py::arg("stream"))
+        .def(
+            "start_images",
+            [](const Engine& engine, const std::vector<ByteArray>& images, const std::vector<std::string>& outputs,
+               const ImageSize& image_size) {
+                std::vector<vimrt::ImageView> views;
+                for (const ByteArray& image : images) views.push_back(view_of(image));
+                return without_gil([&] { return engine.start_images(views, outputs, image_size); });
+            },
+            py::arg("images"), py::arg("outputs"), py::arg("image_size"))
+        .def(
+            "order",
+            [](const Engine& engine, std::uintptr_t stream, std::uintptr_t after) {
+                engine.order(stream_of(stream), stream_of(after));
+            },
+            py::arg("stream"), py::arg("after"))
         .def(
             "run_images",
             [](const Engine& engine, const std::vector<ByteArray>& images, const std::vector<std::string>& outputs,
@@ -251,6 +244,7 @@ PYBIND11_MODULE(_vimrt, m) {
     m.doc() = "The C++ engine of vimrt; use it through the package vimrt.";
     m.attr("__version__") = vimrt::version();
     bind_errors(m);
+    bind_device(m);
     bind_engine(m);
     bind_planner(m);
     bind_preprocess(m);

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import operator
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, SupportsIndex, TypeAlias, overload
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, SupportsIndex, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _vimrt
 from ._vimrt import InvalidArgument
+from .device_array import DeviceArray, Pending, current_stream, device_index_of, is_on_device, stream_handle, take
 from .images import ByteArray, Photograph, is_photograph, to_rgb
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
@@ -41,12 +45,17 @@ class Profile(NamedTuple):
     steps: list[StepTime]
 
 
+class DeviceWarning(RuntimeWarning):
+    """device="auto" took the CPU although this machine has an NVIDIA driver."""
+
+
 class Engine:
     """A model, loaded once and run from any number of threads.
 
     Args:
         path: a .vimrt file.
-        device: "auto", "cpu", "cuda" or "cuda:N".
+        device: "auto", "cpu", "cuda" or "cuda:N". "auto" takes a CUDA device where one can be used, and the CPU
+            otherwise; on a machine with an NVIDIA driver it then says once, by a DeviceWarning, what is missing.
         dtype: how activations are stored on the device: "fp32", "fp16" or "bf16"; by default the device's choice.
             The CPU computes in fp32, whatever the file's weights are stored in.
         threads: CPU threads; by default as many as the process may use.
@@ -67,8 +76,12 @@ class Engine:
         max_memory: int | None = None,
     ) -> None:
         threads, max_memory = _limit("threads", threads, 1024), _limit("max_memory", max_memory, _INT64_MAX)
-        self._engine = _vimrt.Engine(os.fsencode(path), device, dtype, threads, max_memory)
+        self._engine = _vimrt.Engine(os.fsencode(path), device, dtype, threads, max_memory, _library_folders(device))
         self._info = self._engine.info()
+        # Inputs of runs that may be under way on a stream that the inputs' own library knows nothing of.
+        self._in_flight: list[tuple[_vimrt.Pending, _vimrt.Tensor, Any]] = []
+        if self._engine.warning:
+            _warn_once(self._engine.warning)
 
     def __repr__(self) -> str:
         return f"Engine({self.path!r}, device={self.device!r})"
@@ -126,8 +139,15 @@ class Engine:
 
     @overload
     def run(
-        self, images: Any, outputs: None = None, *, image_size: int | tuple[int, int] | None = None, out: None = None
-    ) -> FloatArray: ...
+        self,
+        images: Any,
+        outputs: None = None,
+        *,
+        image_size: int | tuple[int, int] | None = None,
+        out: None = None,
+        stream: Any = None,
+        wait: Literal[True] = True,
+    ) -> Any: ...
     @overload
     def run(
         self,
@@ -136,9 +156,24 @@ class Engine:
         *,
         image_size: int | tuple[int, int] | None = None,
         out: None = None,
-    ) -> dict[str, FloatArray]: ...
+        stream: Any = None,
+        wait: Literal[True] = True,
+    ) -> dict[str, Any]: ...
     @overload
-    def run(self, images: Any, outputs: None = None, *, image_size: None = None, out: FloatArray) -> FloatArray: ...
+    def run(
+        self,
+        images: Any,
+        outputs: Sequence[str] | None = None,
+        *,
+        image_size: int | tuple[int, int] | None = None,
+        out: None = None,
+        stream: Any = None,
+        wait: Literal[False],
+    ) -> Pending[Any]: ...
+    @overload
+    def run(
+        self, images: Any, outputs: None = None, *, image_size: None = None, out: Any, stream: Any = None
+    ) -> Any: ...
 
     def run(
         self,
@@ -146,43 +181,66 @@ class Engine:
         outputs: Sequence[str] | None = None,
         *,
         image_size: int | tuple[int, int] | None = None,
-        out: FloatArray | None = None,
-    ) -> FloatArray | dict[str, FloatArray]:
+        out: Any = None,
+        stream: Any = None,
+        wait: bool = True,
+    ) -> Any:
         """Runs the model.
 
         Args:
             images: photographs: a path, a PIL image, a uint8 array (H, W, 3) or (B, H, W, 3), or a list of any of
                 these, of any sizes, preprocessed by the file's recipe. Or a float array or CPU DLPack tensor
                 (B, 3, H, W), taken as already normalised, of any H and W the graph allows; float32 that is dense
-                is not copied.
+                is not copied. Or a dense array on the engine's CUDA device, of torch, CuPy, JAX or any library with
+                DLPack or __cuda_array_interface__, never copied: float32 (B, 3, H, W), already normalised, or uint8
+                (B, H, W, 3) at its final size, which is normalised by the recipe.
             outputs: names of results ("logits", "features", "tokens", or any value of the graph).
-            image_size: for photographs: another size than the recipe's, N or (rows, columns).
-            out: for a float input and the default output: a dense float32 array that receives the result. With it, a
-                run of a size seen before allocates nothing.
+            image_size: for photographs on the host: another size than the recipe's, N or (rows, columns).
+            out: for the default output, and no photographs: a dense float32 array, on the host or on the engine's
+                device, that receives the result. With it, a run of a size seen before allocates nothing.
+            stream: for arrays on the device: the CUDA stream to run on, as an integer handle or an object of torch or
+                CuPy; by default the current stream of the input's library, or the default stream.
+            wait: False returns a Pending at once, whose result() is what this returns otherwise. The input, where it
+                is on the host, may be changed then. The CPU runs before it returns.
 
         Returns:
-            float32 logits (B, classes); with `outputs`, a dict by name.
+            float32 logits (B, classes); with `outputs`, a dict by name. NumPy arrays for an input on the host. For
+            one on the device DeviceArrays, without waiting: they are ordered on the stream, as in the libraries that
+            the input came from.
 
         Raises:
-            InvalidArgument: a shape, dtype or name does not fit.
+            InvalidArgument: a shape, dtype, device or name does not fit.
             OutOfMemory: one image alone passes max_memory or the memory there is.
+            DeviceError: the device failed; runs on a stream may say so at a later call.
         """
         names = [] if outputs is None else list(outputs)
         if outputs is not None and (isinstance(outputs, str) or not names):
             raise InvalidArgument(f"outputs is {outputs!r}; give a list of names, such as {self.outputs[:1]}")
+        if out is not None and not wait:
+            raise InvalidArgument("out goes with wait=True; on a stream such a run is not waited for anyway")
+        if is_on_device(images):
+            if image_size is not None:
+                raise InvalidArgument("image_size goes with photographs on the host; the input has its size already")
+            return self._run_on_device(images, outputs, names, out, stream, wait)
         photographs = self._photographs(images)
         if photographs is not None:
             if out is not None:
                 raise InvalidArgument("out goes with a float input; photographs give a new array")
-            results = self._engine.run_images(photographs, names, _rows_and_columns(image_size))
+            size = _rows_and_columns(image_size)
+            if not wait:
+                return Pending(self._engine.start_images(photographs, names, size), _to_numpy(outputs, names))
+            results = self._engine.run_images(photographs, names, size)
         else:
             if image_size is not None:
                 raise InvalidArgument("image_size goes with photographs; a float input has its size already")
             pixels = _to_pixels(images)
             if out is not None:
-                return self._run_into(pixels, names, out)
+                return self._run_into(pixels, names, out, stream)
+            if not wait:
+                pending = self._engine.start(_vimrt.Tensor.from_floats(pixels), names, 0)
+                return Pending(pending, _to_numpy(outputs, names))
             results = self._engine.run(pixels, names)
-        return results[0] if outputs is None else dict(zip(names, results, strict=True))
+        return _shaped(results, outputs, names)
 
     def classify(
         self, image: Photograph, top_k: int = 5, *, image_size: int | tuple[int, int] | None = None
@@ -248,14 +306,98 @@ class Engine:
             return [to_rgb(image) for image in images]
         return None
 
-    def _run_into(self, pixels: FloatArray, names: list[str], out: FloatArray) -> FloatArray:
-        if names:
-            raise InvalidArgument("out goes with the default output; leave outputs away")
-        usable = isinstance(out, np.ndarray) and out.dtype == np.float32
-        if not usable or not out.flags.c_contiguous or not out.flags.writeable:
-            raise InvalidArgument("out must be a writable, dense float32 array")
-        self._engine.run_into(pixels, names, [out])
+    def _run_into(self, pixels: FloatArray, names: list[str], out: Any, stream: Any) -> Any:
+        _check_out(names)
+        if is_on_device(out):
+            self._check_device(out)
+            handle = current_stream(out) if stream is None else stream_handle(stream)
+            result = take(out, handle, self._engine, writable=True)
+            self._engine.run_tensors(_vimrt.Tensor.from_floats(pixels), names, [result], handle)
+            return out
+        self._engine.run_into(pixels, names, [_writable(out)])
         return out
+
+    def _run_on_device(
+        self, images: Any, outputs: Sequence[str] | None, names: list[str], out: Any, stream: Any, wait: bool
+    ) -> Any:
+        self._check_device(images)
+        own = current_stream(images)
+        handle = own if stream is None else stream_handle(stream)
+        pixels = take(images, handle, self._engine)
+        if out is not None:
+            _check_out(names)
+            if is_on_device(out):
+                self._check_device(out)
+                result = take(out, handle, self._engine, writable=True)
+            else:
+                result = _vimrt.Tensor.from_floats(_writable(out))
+            self._engine.run_tensors(pixels, names, [result], handle)
+            return out
+        pending = self._engine.start(pixels, names, handle)
+        self._in_flight = [run for run in self._in_flight if not run[0].done()]
+        if handle != own:
+            self._in_flight.append((pending, pixels, images))
+
+        def results(run: _vimrt.Pending) -> Any:
+            return _shaped([DeviceArray(run, tensor) for tensor in run.tensors], outputs, names)
+
+        return results(pending) if wait else Pending(pending, results)
+
+    def _check_device(self, value: Any) -> None:
+        index = device_index_of(value)
+        if self.device == "cpu":
+            raise InvalidArgument(
+                f"the tensor is on another device ({'CUDA' if index is None else f'cuda:{index}'}); this engine takes "
+                "host memory: move the tensor to the CPU first"
+            )
+        if index is not None and self.device != f"cuda:{index}":
+            raise InvalidArgument(
+                f"the tensor is on another device (cuda:{index}); this engine runs on {self.device}: move it there"
+            )
+
+
+_warned = False
+
+
+def _warn_once(reason: str) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(reason, DeviceWarning, stacklevel=3)
+
+
+def _library_folders(device: str) -> list[str]:
+    """Where NVIDIA's wheels keep libraries, wherever on sys.path they are installed."""
+    if device == "cpu":
+        return []
+    try:
+        spec = importlib.util.find_spec("nvidia")
+    except (ImportError, ValueError):
+        return []
+    parents = spec.submodule_search_locations if spec is not None else None
+    return [str(folder) for parent in parents or [] for folder in sorted(Path(parent).glob("*/lib"), reverse=True)]
+
+
+def _shaped(results: Sequence[Any], outputs: Sequence[str] | None, names: list[str]) -> Any:
+    """One result by itself, or several by name."""
+    return results[0] if outputs is None else dict(zip(names, results, strict=True))
+
+
+def _to_numpy(outputs: Sequence[str] | None, names: list[str]) -> Callable[[_vimrt.Pending], Any]:
+    return lambda pending: _shaped([tensor.to_array() for tensor in pending.tensors], outputs, names)
+
+
+def _check_out(names: list[str]) -> None:
+    if names:
+        raise InvalidArgument("out goes with the default output; leave outputs away")
+
+
+def _writable(out: Any) -> FloatArray:
+    usable = isinstance(out, np.ndarray) and out.dtype == np.float32
+    if not usable or not out.flags.c_contiguous or not out.flags.writeable:
+        raise InvalidArgument("out must be a writable, dense float32 array")
+    array: FloatArray = out
+    return array
 
 
 def _to_pixels(value: Any) -> FloatArray:

@@ -44,6 +44,7 @@ fi
 if wanted scan; then stage scan "$build/tests/cuda/scan_bench" && cat "$out/scan.log"; fi
 if wanted engine; then
     stage models python3 tests/cuda/random_models.py "$out/models"
+    stage allocation "$build/tests/cuda/device_allocation_test" "$out/models/tiny.vimrt"
     while read -r model dtype batch size; do
         "$build/tests/cuda/engine_bench" "$out/models/$model.vimrt" "$dtype" "$batch" "$size" "$size" 2>&1
     done <<'ROWS' | tee "$out/engine.txt"

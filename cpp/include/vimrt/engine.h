@@ -20,6 +20,7 @@ struct EngineOptions {
     std::optional<DType> dtype;   // storage of activations on the device; the CPU computes in F32 only
     int threads = 0;              // CPU threads; 0: as many as the process may use
     std::int64_t max_memory = 0;  // bytes of activations the engine may hold at a time; 0: no limit
+    std::vector<std::string> library_folders = {};  // where cuBLASLt may lie, before the usual places
 };
 
 struct Prediction {
@@ -89,8 +90,37 @@ struct Profile {
 };
 
 struct RunOptions {
-    void* stream =
-        nullptr;  // CUDA: enqueue here and return at once (outputs must be on the device); nullptr: wait for the result
+    // CUDA: a cudaStream_t. The run is ordered on it, and with results on the device the call returns when the work is
+    // enqueued. nullptr: the call waits for the results; what an input on the device needs must be done by then.
+    void* stream = nullptr;
+};
+
+// A run that may still be under way. Movable; may outlive its engine. From one thread at a time.
+class VIMRT_API Pending {
+public:
+    Pending(Pending&&) noexcept;
+    Pending& operator=(Pending&&) noexcept;
+    Pending(const Pending&) = delete;
+    Pending& operator=(const Pending&) = delete;
+    ~Pending();  // waits where results are to come to the host
+
+    bool done() const;
+    void wait() const;  // throws DeviceError where the run failed
+    // What is enqueued on `stream` from now on waits for the results; the calling thread does not.
+    void hold(void* stream) const;
+    void* stream() const;  // that the run is on
+    // Waits, and gives the results.
+    const std::vector<Tensor>& results() const;
+    // The results, which may not be there yet.
+    const std::vector<Tensor>& unfinished() const;
+    // A copy on the host of one of the results. Waits.
+    Tensor to_host(const Tensor& result) const;
+
+    struct State;
+    explicit Pending(std::unique_ptr<State> state);
+
+private:
+    std::unique_ptr<State> state_;
 };
 
 // Immutable after construction; every method may be called from several threads at once.
@@ -107,18 +137,38 @@ public:
     const ModelInfo& info() const;
     Device device() const;
     std::string backend() const;  // for people: "cpu (AVX-512, 2 threads)"
+    // Why device "auto" took the CPU although this machine has an NVIDIA driver: one sentence; empty where all is well.
+    const std::string& warning() const;
     DType dtype() const;
     int threads() const;
 
     // float32 (B, 3, H, W): taken as already normalised; any H and W the graph allows. uint8 (B, H, W, 3) or (H, W, 3):
-    // photographs, preprocessed by the file's recipe. Results are float32 on the input's device: logits (B, classes),
-    // features (B, D), tokens (B, T, D), or any value of the graph by its name. Throws InvalidArgument for a shape,
-    // dtype or name that does not fit, OutOfMemory where a single image passes the limit or the memory there is.
+    // photographs, preprocessed by the file's recipe; those on the device, (B, H, W, 3), have their final size already
+    // and are only normalised. Results are float32 on the input's device: logits (B, classes), features (B, D), tokens
+    // (B, T, D), or any value of the graph by its name. Throws InvalidArgument for a shape, dtype, device or name that
+    // does not fit, OutOfMemory where a single image passes the limit or the memory there is.
     Tensor run(const Tensor& input) const;
     std::vector<Tensor> run(const Tensor& input, std::span<const std::string> outputs) const;
-    // Writes into the caller's dense float32 tensors. For a float32 input of a size seen before, allocates nothing.
+    // Writes into the caller's dense float32 tensors. For an input that needs no resizing, of a size seen before,
+    // allocates nothing. Input and results may be on the host or on the engine's device, in any combination; results on
+    // the host are there when the call returns.
+    //
+    // The stream may be under capture, with all tensors on the device: the graph may be launched until the engine ends.
+    // Memory for such a run is set aside for good.
     void run(const Tensor& input, std::span<const std::string> outputs, std::span<Tensor> results,
              const RunOptions& options = {}) const;
+
+    // As run(), without waiting. An input on the host is copied before the call returns; one on the device must stay as
+    // it is until the run is done. Without a stream the run gets one of the engine's. The CPU runs before it returns.
+    Pending start(const Tensor& input, std::span<const std::string> outputs = {}, const RunOptions& options = {}) const;
+    Pending start_images(std::span<const ImageView> images, std::span<const std::string> outputs = {},
+                         std::optional<std::array<std::int64_t, 2>> image_size = {}) const;
+
+    // CUDA: what is enqueued on `stream` from now on waits, on the device, for what is enqueued on `after` now.
+    void order(void* stream, void* after) const;
+
+    // New, uninitialised memory on the engine's device.
+    Tensor empty(const Shape& shape, DType dtype = DType::F32) const;
 
     // Photographs of any sizes, preprocessed by the file's recipe, or by the recipe with another image_size.
     std::vector<Tensor> run_images(std::span<const ImageView> images, std::span<const std::string> outputs = {},
