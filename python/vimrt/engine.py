@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import operator
 import os
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -80,6 +81,7 @@ class Engine:
         self._info = self._engine.info()
         # Inputs of runs that may be under way on a stream that the inputs' own library knows nothing of.
         self._in_flight: list[tuple[_vimrt.Pending, _vimrt.Tensor, Any]] = []
+        self._in_flight_lock = threading.Lock()
         if self._engine.warning:
             _warn_once(self._engine.warning)
 
@@ -334,9 +336,10 @@ class Engine:
             self._engine.run_tensors(pixels, names, [result], handle)
             return out
         pending = self._engine.start(pixels, names, handle)
-        self._in_flight = [run for run in self._in_flight if not run[0].done()]
-        if handle != own:
-            self._in_flight.append((pending, pixels, images))
+        with self._in_flight_lock:
+            self._in_flight = [run for run in self._in_flight if not run[0].done()]
+            if handle != own:
+                self._in_flight.append((pending, pixels, images))
 
         def results(run: _vimrt.Pending) -> Any:
             return _shaped([DeviceArray(run, tensor) for tensor in run.tensors], outputs, names)
