@@ -52,7 +52,7 @@ std::int64_t CudaBackend::preferred_slice(std::int64_t batch, std::int64_t /*byt
 
 void* CudaBackend::allocate(std::size_t bytes) {
     const DeviceGuard guard(properties_.index);
-    const AllowWhileCapturing allowed;
+    const MemoryGuard memory_guard;
     void* memory = nullptr;
     const cudaError_t status = cudaMalloc(&memory, std::max<std::size_t>(bytes, 1));
     if (status == cudaSuccess) return memory;
@@ -70,7 +70,7 @@ void* CudaBackend::allocate(std::size_t bytes) {
 void CudaBackend::deallocate(void* memory, std::size_t /*bytes*/) noexcept {
     try {
         const DeviceGuard guard(properties_.index);
-        const AllowWhileCapturing allowed;
+        const MemoryGuard memory_guard;
         cudaDeviceSynchronize();
         cudaFree(memory);
     } catch (...) {

@@ -37,6 +37,11 @@ AllowWhileCapturing::~AllowWhileCapturing() {
     cudaThreadExchangeStreamCaptureMode(&mode_);
 }
 
+std::shared_mutex& capture_mutex() {
+    static std::shared_mutex mutex;
+    return mutex;
+}
+
 Stream::Stream() {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a CUDA stream cannot be made");
 }

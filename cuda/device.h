@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <shared_mutex>
 #include <string>
 
 namespace vimrt::cuda {
@@ -38,6 +39,17 @@ public:
 
 private:
     cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+// Waiting for the whole device, as giving memory back does, breaks a capture under way in any thread. Captures hold
+// this alone; what allocates or frees holds it shared.
+std::shared_mutex& capture_mutex();
+
+// What allocates or frees within this object's life neither breaks a capture nor is refused because of one.
+class MemoryGuard {
+private:
+    std::shared_lock<std::shared_mutex> lock_{capture_mutex()};
+    AllowWhileCapturing allowed_;
 };
 
 // A stream of the current device that does not wait for the default stream.

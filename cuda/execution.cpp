@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 
 #include "vimrt/error.h"
 
@@ -69,7 +70,9 @@ void CudaExecution::run(void* const* buffers, void* stream) {
     static const bool one_by_one =
         std::getenv("VIMRT_CUDA_SYNC") != nullptr && std::strcmp(std::getenv("VIMRT_CUDA_SYNC"), "1") == 0;
     if (one_by_one) return enqueue(buffers, target, true);
-    check(cudaGraphLaunch(graph_for(buffers), target), "the program's graph cannot be launched");
+    const cudaGraphExec_t graph = graph_for(buffers);
+    if (graph == nullptr) return enqueue(buffers, target, false);
+    check(cudaGraphLaunch(graph, target), "the program's graph cannot be launched");
 }
 
 void CudaExecution::enqueue(void* const* buffers, cudaStream_t stream, bool wait_for_each) const {
@@ -115,9 +118,11 @@ cudaGraphExec_t CudaExecution::graph_for(void* const* buffers) {
     std::copy_n(buffers, buffer_count_, graph.buffers.begin());
     try {
         capture(graph);
-    } catch (...) {
+    } catch (const DeviceError&) {
+        // Something else in the process broke the capture. That costs the graph, not the run, whose own errors come up
+        // again where its steps are enqueued.
         graphs_.pop_front();
-        throw;
+        return nullptr;
     }
     return graph.exec;
 }
@@ -126,6 +131,7 @@ cudaGraphExec_t CudaExecution::graph_for(void* const* buffers) {
 // cheaper than instantiating it again.
 void CudaExecution::capture(Graph& graph) {
     GraphHandle captured;
+    const std::unique_lock alone(capture_mutex());
     const AllowWhileCapturing allowed;
     check(cudaStreamBeginCapture(capture_stream_.get(), cudaStreamCaptureModeThreadLocal),
           "the program cannot be captured");
@@ -177,6 +183,7 @@ void CudaExecution::capture_marked(Graph& graph, void* const* buffers, const std
     frame.buffers = buffers;
     frame.backend = const_cast<Launch*>(&launch);
     GraphHandle captured;
+    const std::unique_lock alone(capture_mutex());
     check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "the program cannot be captured");
     try {
         marks.front().record_in_graph(stream);

@@ -39,7 +39,7 @@ private:
 
     void enqueue(void* const* buffers, cudaStream_t stream, bool wait_for_each) const;
     void enqueue_step(const Step& step, const Frame& frame) const;
-    cudaGraphExec_t graph_for(void* const* buffers);
+    cudaGraphExec_t graph_for(void* const* buffers);  // null where it cannot be captured now
     void capture(Graph& graph);
     class TimedEvent;
     void capture_marked(Graph& graph, void* const* buffers, const std::vector<TimedEvent>& marks);

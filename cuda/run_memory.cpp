@@ -70,14 +70,17 @@ std::shared_ptr<void> ResultMemory::allocate(std::size_t bytes, cudaStream_t str
 
 // cudaFree() waits for whatever may still use the memory.
 std::shared_ptr<void> ResultMemory::allocate_plainly(std::size_t bytes) {
-    const AllowWhileCapturing allowed;
+    const MemoryGuard memory_guard;
     void* memory = nullptr;
     const cudaError_t status = cudaMalloc(&memory, std::max<std::size_t>(bytes, 1));
     if (status == cudaErrorMemoryAllocation) {
         fail_for_memory("cuda:" + std::to_string(device_), bytes, "memory for results");
     }
     check(status, "memory for results cannot be allocated");
-    return {memory, [](void* p) { cudaFree(p); }};
+    return {memory, [](void* p) {
+                const MemoryGuard freeing;
+                cudaFree(p);
+            }};
 }
 
 void ResultMemory::give_back(void* memory, Fence* last_use) noexcept {
@@ -116,7 +119,7 @@ PinnedMemory::Block PinnedMemory::take(std::size_t bytes) {
         idle_.reserve(kept_pinned_blocks);
     }
     const DeviceGuard guard(device_);
-    const AllowWhileCapturing allowed;
+    const MemoryGuard memory_guard;
     Block block{nullptr, bytes};
     const cudaError_t status = cudaHostAlloc(&block.memory, bytes, cudaHostAllocPortable);
     if (status == cudaErrorMemoryAllocation) fail_for_memory("the system", bytes, "pinned host memory");
@@ -132,6 +135,7 @@ void PinnedMemory::give_back(Block block) noexcept {
             return;
         }
     }
+    const MemoryGuard memory_guard;
     cudaFreeHost(block.memory);
 }
 

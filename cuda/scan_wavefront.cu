@@ -25,8 +25,15 @@ constexpr int lane_channels = 2;  // B and C, once loaded, serve both
 
 constexpr int unit = 16;  // tokens, and channels, that a feeder prepares at once
 
-// Named barriers of a block, beside 0, __syncthreads'.
+// Named barriers of a block, beside 0, __syncthreads'. The one for all warps counts them, as scanners and feeders come
+// to it from different places.
 constexpr int feeder_barrier = 1;
+constexpr int tile_barrier = 2;
+
+template <int Barrier>
+__device__ void meet_at(int threads) {
+    asm volatile("bar.sync %0, %1;" ::"n"(Barrier), "r"(threads) : "memory");
+}
 
 // Sizes that follow from the form.
 template <int N, int TimeLanes>
@@ -365,9 +372,7 @@ private:
         return static_cast<std::int64_t>(row_of(step)) * a_.channels + column_of(u);
     }
 
-    __device__ void meet_feeders() const {
-        asm volatile("bar.sync %0, %1;" ::"n"(feeder_barrier), "r"(threads()) : "memory");
-    }
+    __device__ void meet_feeders() const { meet_at<feeder_barrier>(threads()); }
 
     // Rates by state, and dt_weight as tensor cores read it.
     __device__ void fill_constants() const {
@@ -645,14 +650,14 @@ __global__ void __launch_bounds__(max_threads) scan_blocks(const __grid_constant
     if (warp < warps) {
         Scanner<T, N, TimeLanes> scanner(block, warp);
         for (int tile = 0; tile < periods; ++tile) {
-            __syncthreads();
+            meet_at<tile_barrier>(static_cast<int>(blockDim.x));
             scanner.scan(tile);
         }
     } else {
         Feeder<T, N, TimeLanes> feeder(block, warp - warps, feeders);
         feeder.begin();
         for (int tile = 0; tile < periods; ++tile) {
-            __syncthreads();
+            meet_at<tile_barrier>(static_cast<int>(blockDim.x));
             feeder.feed(tile);
         }
     }

@@ -16,6 +16,7 @@ constexpr std::size_t chunk_bytes = 4 << 20;
 
 struct PinnedStaging::Pair {
     Pair() {
+        const MemoryGuard memory_guard;
         for (void*& chunk : chunks) {
             if (cudaHostAlloc(&chunk, chunk_bytes, cudaHostAllocDefault) != cudaSuccess) {
                 cudaGetLastError();

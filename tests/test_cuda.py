@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from autocast import Autocast
 from test_parity import VARIANTS, exported, relative_error, small
 
 import vimrt
@@ -31,8 +32,9 @@ def reason_to_skip() -> str | None:
 
 pytestmark = pytest.mark.skipif(reason_to_skip() is not None, reason=str(reason_to_skip()))
 
-#: Relative L2 error of the logits: fp32 against the fp32 reference; fp16 what the authors' autocast costs.
-FP32, BF16 = 1e-5, 1e-2
+#: Relative L2 error of the logits: fp32 against the fp32 reference; fp16 what the authors' autocast was found to cost,
+#: or costs on the same weights and images, within the spread of single draws; bf16 the same way.
+FP32, BF16, SPREAD = 1e-5, 1e-2, 1.15
 FP16 = {
     "tiny-224": 1.09e-3,
     "small-224": 1.12e-3,
@@ -78,10 +80,16 @@ def test_logits_are_the_references(name: str, tmp_path: Path) -> None:
     images = random_images(batch, height, width, seed)
     truth = expected(reference, images)
     errors = {dtype: relative_error(on_gpu(engine, dtype).run(images), truth) for dtype in ("fp32", "fp16", "bf16")}
+    limits = {"fp32": FP32, "fp16": FP16.get(name, 1.5e-3), "bf16": BF16}
+    if name in FP16:
+        for dtype, rounding in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
+            with torch.inference_mode():
+                autocast = relative_error(Autocast(reference, rounding)(images.cuda()).cpu(), truth)
+            errors[f"autocast {dtype}"] = autocast
+            limits[dtype] = max(limits[dtype], SPREAD * autocast)
     report(name, errors)
-    assert errors["fp32"] <= FP32
-    assert errors["fp16"] <= FP16.get(name, 1.5e-3)
-    assert errors["bf16"] <= BF16
+    for dtype, limit in limits.items():
+        assert errors[dtype] <= limit, dtype
 
 
 @pytest.mark.parametrize("batch", [1, 3, 128])
