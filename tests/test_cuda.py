@@ -87,7 +87,7 @@ def test_logits_are_the_references(name: str, tmp_path: Path) -> None:
     if name in FP16:
         for dtype, rounding in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
             with torch.inference_mode():
-                autocast = relative_error(Autocast(reference, rounding)(images.cuda()).cpu(), truth)
+                autocast = relative_error(Autocast(reference, rounding)(images.cuda()).cpu().numpy(), truth)
             errors[f"autocast {dtype}"] = autocast
             limits[dtype] = max(limits[dtype], SPREAD * autocast)
     report(name, errors)
