@@ -93,7 +93,10 @@ public:
     Engine(const Engine&) = delete;
     Engine& operator=(const Engine&) = delete;
 
-    const ModelInfo& info() const;
+    const ModelInfo& info() const;                   // put together when it is first asked for
+    const std::vector<std::string>& labels() const;  // empty, or one for each class
+    std::vector<std::string> outputs() const;        // names for run(); the first is its default
+    const Preprocessing& preprocessing() const;
     Device device() const;
     std::string backend() const;  // for people: "cpu (AVX-512, 2 threads)"
     DType dtype() const;
@@ -129,9 +132,11 @@ public:
     ProgramInfo program(std::int64_t batch, std::int64_t height, std::int64_t width,
                         std::span<const std::string> outputs = {}) const;
 
-    // Bytes: activations now held in arenas, and packed weights and tables on the device.
+    // Bytes now held: activations in arenas; packed weights and tables on the device; on the host's heap the loaded
+    // graph and the programs made of it.
     std::int64_t arena_bytes() const;
     std::int64_t constant_bytes() const;
+    std::int64_t program_bytes() const;
 
 private:
     std::vector<Tensor> run_prepared(const Tensor& pixels, std::span<const std::string> outputs) const;
