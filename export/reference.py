@@ -22,7 +22,7 @@ ROPE_BASE_GRID = 14
 ROPE_BASE = 10000.0
 
 # Elements of exp(delta A), and of each other term of the scan, that are made at once: few enough to stay in cache.
-SCAN_TERMS = 1 << 19
+SCAN_TERMS = 1 << 17
 
 
 ScanInputs: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -55,18 +55,21 @@ def selective_scan(c: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
         y (batch, T, E), in fp32 or wider.
     """
     c, delta, A, B, C, D = (_at_least_fp32(values) for values in (c, delta, A, B, C, D))
-    state = c.new_zeros(c.shape[0], c.shape[2], A.shape[1])
+    A = A.t().contiguous()  # terms are (batch, T, N, E): the longest axis last, where operations run fastest
+    state = c.new_zeros(c.shape[0], *A.shape)
     chunk = max(1, SCAN_TERMS // state.numel())
+    in_place = not torch.is_grad_enabled()  # training needs every term; without it each state takes its drive's place
     outputs = []
     chunks = (torch.split(values, chunk, dim=1) for values in (c, delta, B, C))
     for c_k, delta_k, B_k, C_k in zip(*chunks, strict=True):
-        decay = torch.exp(delta_k.unsqueeze(-1) * A)
-        drive = (delta_k * c_k).unsqueeze(-1) * B_k.unsqueeze(2)
+        decay = torch.exp_(delta_k.unsqueeze(2) * A)
+        drive = (delta_k * c_k).unsqueeze(2) * B_k.unsqueeze(3)
         states = []
         for decay_t, drive_t in zip(decay.unbind(1), drive.unbind(1), strict=True):
-            state = torch.addcmul(drive_t, decay_t, state)
+            state = torch.addcmul(drive_t, decay_t, state, out=drive_t if in_place else None)
             states.append(state)
-        outputs.append((torch.stack(states, dim=1) * C_k.unsqueeze(2)).sum(-1))
+        h = drive if in_place else torch.stack(states, dim=1)
+        outputs.append(torch.matmul(C_k.unsqueeze(2), h).squeeze(2))
     return torch.cat(outputs, dim=1) + D * c
 
 
@@ -74,7 +77,10 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Depthwise causal convolution of x (batch, T, E) with weight (E, 1, W); tap W - 1 is on the current token."""
     taps, length = weight.shape[-1], x.shape[1]
     padded = F.pad(x, (0, 0, taps - 1, 0))
-    return sum((weight[:, 0, tap] * padded[:, tap : tap + length] for tap in range(taps)), start=bias)
+    y = bias
+    for tap, of_channels in enumerate(weight[:, 0].t().contiguous()):
+        y = torch.addcmul(y, of_channels, padded[:, tap : tap + length])
+    return y
 
 
 def resample_positions(table: Tensor, config: VimConfig, grid: tuple[int, int]) -> Tensor:

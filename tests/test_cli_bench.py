@@ -160,5 +160,6 @@ def test_resident_memory_is_measured(vimrt: Vimrt, tiny_model: Path) -> None:
     (result,) = json.loads(process.stdout)["results"]
     resident = result["resident"]
     assert resident["planned"] == result["runtimes"]["vimrt"]["activation_bytes"]
-    # 12,545 tokens of small blocks: a few MiB of activations, beside which the process's own growth is small.
-    assert 0.9 * resident["planned"] < resident["growth"] < resident["planned"] + 8 * 2**20
+    # Pages, stacks and what else a small model's engine takes once are some tens of KiB.
+    counted = resident["planned"] + resident["program"]
+    assert 0.9 * counted < resident["growth"] < 1.1 * counted

@@ -113,7 +113,7 @@ double mixer_parts() {
     std::vector<float> kept(delta, delta + kChunk * m.shape.stride());
     const double scan = per_token(bench::seconds_of([&] {
         for (std::size_t i = 0; i < kept.size(); ++i) delta[i] = kept[i];
-        scan_chunk(m.run, kChunk, c, delta, projected, states);
+        scan_chunk(m.run, kChunk, {}, c, delta, projected, states);
     }));
     image += report("scan", scan, kDirections);
     std::printf("  %-26s %8.2f G states/s\n", "", 1e-9 * kDInner * kStates / scan);

@@ -77,6 +77,7 @@ DirectionRun direction_run(const MixerStep& step, const Frame& frame, std::int64
         run.share = step.share;
     }
     run.scratch = floats(frame, step.scratch) + slot * step.shape.scratch_floats();
+    run.far = step.tokens * step.x.row_stride * static_cast<std::int64_t>(sizeof(float)) > kNearBytes;
     run.threads = static_cast<ThreadTeam*>(frame.backend);
     run.barrier = 1 + slot;
     return run;

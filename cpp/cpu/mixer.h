@@ -59,6 +59,7 @@ struct DirectionRun {
     std::int64_t out_stride = 0;
     float share = 1;           // 1/2 where the directions are averaged
     float* scratch = nullptr;  // shape.scratch_floats(), shared by the team
+    bool far = false;          // x, z and out come from memory rather than from the caches
 
     ThreadTeam* threads = nullptr;  // whose barrier `barrier` the team meets at
     int barrier = 0;
@@ -105,9 +106,30 @@ static inline void project_chunk(const DirectionRun& run, Range tokens, float* c
     }
 }
 
-// Scans the chunk for the channels of this member; delta becomes y.
-static inline void scan_chunk(const DirectionRun& run, std::int64_t tokens, const float* c, float* delta,
-                              const float* projected, float* states) {
+// Images whose x is larger than this, in bytes, are far: a processor's second-level cache holds no more.
+constexpr std::int64_t kNearBytes = 1 << 20;
+
+// What is read after a chunk's scan: x of the next chunk, z and `out` of this one. The scan needs the processor and not
+// the memory, so they are sent for while it runs. Rows are too short for the processor to see them coming by itself.
+struct Upcoming {
+    Range x, z, out;  // tokens
+};
+
+static inline Upcoming upcoming(const DirectionRun& run, Finish finish, Range chunk, Range next) {
+    if (!run.far) return {};
+    return {next, finish == Finish::Store ? Range{} : chunk, finish == Finish::GateAlone ? Range{} : chunk};
+}
+
+// The cache lines of `tokens` that hold a register of channels.
+VIMRT_INLINE void prefetch(const float* rows, std::int64_t stride, Range tokens, std::int64_t channel) {
+    for (std::int64_t token = tokens.begin; token < tokens.end; ++token) {
+        _mm_prefetch(reinterpret_cast<const char*>(rows + token * stride + channel), _MM_HINT_T1);
+    }
+}
+
+// Scans a chunk of `tokens` tokens for the channels of this member; delta becomes y.
+static inline void scan_chunk(const DirectionRun& run, std::int64_t tokens, const Upcoming& next, const float* c,
+                              float* delta, const float* projected, float* states) {
     const MixerShape& shape = run.shape;
     const std::int64_t first = run.weights->descending ? tokens - 1 : 0;
     const std::int64_t sign = run.weights->descending ? -1 : 1;
@@ -125,6 +147,9 @@ static inline void scan_chunk(const DirectionRun& run, std::int64_t tokens, cons
         chunk.rates = run.weights->rates + e * shape.d_state;
         chunk.skip = run.weights->skip + e;
         chunk.h = states + e * shape.d_state;
+        prefetch(run.in.x, run.in.stride, next.x, e);
+        prefetch(run.z, run.z_stride, next.z, e);
+        prefetch(run.out, run.out_stride, next.out, e);
         selective_scan(chunk);
     }
 }
@@ -160,13 +185,16 @@ static inline void run_direction(const DirectionRun& run, Range tokens, Finish f
     float* projected = delta + kChunk * run.shape.stride();
     float* states = projected + kChunk * run.shape.projected_stride();
     const std::int64_t chunks = ceil_div(tokens.size(), kChunk);
+    const auto chunk_at = [&](std::int64_t i) {
+        if (i == chunks) return Range{};
+        const Range part = part_of(tokens.size(), run.weights->descending ? chunks - 1 - i : i, chunks);
+        return Range{tokens.begin + part.begin, tokens.begin + part.end};
+    };
     for (std::int64_t i = 0; i < chunks; ++i) {
-        Range part = part_of(tokens.size(), run.weights->descending ? chunks - 1 - i : i, chunks);
-        part.begin += tokens.begin;
-        part.end += tokens.begin;
-        project_chunk(run, part, c, delta, projected);
-        scan_chunk(run, part.size(), c, delta, projected, states);
-        finish_chunk(run, finish, part, delta);
+        const Range chunk = chunk_at(i);
+        project_chunk(run, chunk, c, delta, projected);
+        scan_chunk(run, chunk.size(), upcoming(run, finish, chunk, chunk_at(i + 1)), c, delta, projected, states);
+        finish_chunk(run, finish, chunk, delta);
     }
 }
 

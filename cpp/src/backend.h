@@ -21,6 +21,7 @@ struct Step {
     std::string name;
     StepFunction function = nullptr;
     std::unique_ptr<std::byte[]> parameters;  // a trivially copyable struct of the step's own
+    std::size_t parameter_bytes = 0;
     std::vector<BufferId> reads;
     std::vector<BufferId> writes;
 };

@@ -11,6 +11,7 @@
 #include "arena_pool.h"
 #include "backend_registry.h"
 #include "file.h"
+#include "footprint.h"
 #include "operators.h"
 #include "pending.h"
 #include "program.h"
@@ -43,12 +44,12 @@ ModelInfo describe(const ModelFile& file) {
     ModelInfo info;
     info.path = file.path;
     info.format_version = file.format_version;
-    info.metadata = file.metadata;
+    info.metadata = file.metadata();
     info.preprocessing = file.preprocessing;
     info.labels = file.labels;
-    for (const auto& [name, value] : file.graph.outputs) info.outputs.push_back(name);
-    for (const auto& [name, weight] : file.weights) {
-        info.weights.push_back({name, weight.dtype, weight.shape});
+    for (const auto& output : file.graph.outputs) info.outputs.push_back(output.first);
+    for (const Weight& weight : file.weights) {
+        info.weights.push_back({weight.name, weight.dtype, weight.shape});
         info.parameters += weight.shape.elements();
         info.weight_bytes += weight.shape.elements() * static_cast<std::int64_t>(size_of(weight.dtype));
     }
@@ -66,7 +67,7 @@ ModelInfo describe(const ModelFile& file) {
 // The dtype of the file's matrices: that of most of its bytes.
 DType matrix_dtype(const ModelFile& file) {
     std::int64_t elements[4] = {};
-    for (const auto& [name, weight] : file.weights) {
+    for (const Weight& weight : file.weights) {
         elements[static_cast<int>(weight.dtype)] += weight.shape.elements();
     }
     return static_cast<DType>(std::max_element(std::begin(elements), std::end(elements)) - std::begin(elements));
@@ -135,6 +136,12 @@ struct CachedProgram {
         const std::lock_guard lock(mutex);
         idle.push_back(std::move(slot));
     }
+
+    std::int64_t heap_bytes() {
+        const std::lock_guard lock(mutex);
+        const auto pointers = static_cast<std::int64_t>(slots * program->buffers.size() * sizeof(void*));
+        return vimrt::heap_bytes(*program) + pointers;
+    }
 };
 
 // Device memory of a call's own.
@@ -175,7 +182,6 @@ class Engine::Impl {
 public:
     Impl(const std::string& path, const EngineOptions& options)
         : file_(path),
-          info_(describe(file_)),
           backend_(create_backend(checked(options).device, backend_options(options), warning_)),
           max_memory_(options.max_memory),
           constants_(*backend_),
@@ -183,14 +189,32 @@ public:
         check_graph();
     }
 
-    const ModelInfo& info() const { return info_; }
     const std::string& warning() const { return warning_; }
+    const ModelFile& file() const { return file_; }
+    // Made when it is first asked for: it says again, in texts, much of what the file holds.
+    const ModelInfo& info() const {
+        std::call_once(described_, [&] { info_ = describe(file_); });
+        return info_;
+    }
     Backend& backend() const { return *backend_; }
     const std::shared_ptr<Backend>& shared_backend() const { return backend_; }
     std::int64_t arena_bytes() const { return arenas_.bytes(); }
 
+    std::vector<std::string> output_names() const {
+        std::vector<std::string> names;
+        for (const auto& [name, value] : file_.graph.outputs) names.push_back(name);
+        return names;
+    }
+
+    std::int64_t program_bytes() const {
+        const std::scoped_lock lock(lowering_mutex_, programs_mutex_);
+        std::int64_t bytes = heap_bytes(file_) + heap_bytes(constants_);
+        for (const auto& cached : programs_) bytes += cached->heap_bytes();
+        return bytes;
+    }
+
     std::int64_t constant_bytes() const {
-        const std::lock_guard lock(programs_mutex_);
+        const std::scoped_lock lock(lowering_mutex_, programs_mutex_);
         std::int64_t bytes = constants_.bytes();
         for (const auto& cached : programs_) bytes += cached->constant_bytes();
         return bytes;
@@ -384,7 +408,7 @@ private:
         const Shape& logits = values[static_cast<std::size_t>(first)].shape;
         if (!file_.labels.empty() && logits[-1] != static_cast<std::int64_t>(file_.labels.size())) {
             throw FormatError(file_.path + ": there are " + std::to_string(file_.labels.size()) +
-                              " labels where the output \"" + info_.outputs.front() + "\" has " +
+                              " labels where the output \"" + file_.graph.outputs.front().first + "\" has " +
                               std::to_string(logits[-1]) + " classes");
         }
     }
@@ -396,7 +420,7 @@ private:
         const ValueId value = file_.graph.find_value(name);
         if (value < 0 || value == file_.graph.input.value) {
             throw InvalidArgument("there is no output " + in_quotes(name) + "; this model has " +
-                                  joined(info_.outputs) + ", and every value that `vimrt info --graph` lists");
+                                  joined(output_names()) + ", and every value that `vimrt info --graph` lists");
         }
         return value;
     }
@@ -567,7 +591,8 @@ private:
     }
 
     ModelFile file_;
-    ModelInfo info_;
+    mutable std::once_flag described_;
+    mutable ModelInfo info_;
     std::string warning_;
     std::shared_ptr<Backend> backend_;
     std::int64_t max_memory_;
@@ -586,6 +611,15 @@ Engine& Engine::operator=(Engine&&) noexcept = default;
 
 const ModelInfo& Engine::info() const {
     return impl_->info();
+}
+const std::vector<std::string>& Engine::labels() const {
+    return impl_->file().labels;
+}
+std::vector<std::string> Engine::outputs() const {
+    return impl_->output_names();
+}
+const Preprocessing& Engine::preprocessing() const {
+    return impl_->file().preprocessing;
 }
 Device Engine::device() const {
     return impl_->backend().device();
@@ -607,6 +641,9 @@ std::int64_t Engine::arena_bytes() const {
 }
 std::int64_t Engine::constant_bytes() const {
     return impl_->constant_bytes();
+}
+std::int64_t Engine::program_bytes() const {
+    return impl_->program_bytes();
 }
 
 namespace {
@@ -753,7 +790,7 @@ std::vector<Prediction> Engine::top(std::span<const float> logits, int top_k) co
         [&](std::int64_t a, std::int64_t b) { return logit(a) != logit(b) ? logit(a) > logit(b) : a < b; });
     double total = 0;
     for (const float x : logits) total += std::exp(static_cast<double>(x) - logit(order[0]));
-    const auto& labels = info().labels;
+    const auto& labels = this->labels();
     std::vector<Prediction> predictions;
     for (std::size_t i = 0; i < count; ++i) {
         const std::int64_t index = order[i];

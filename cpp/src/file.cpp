@@ -143,6 +143,14 @@ const std::string& metadata_entry(const std::map<std::string, std::string>& meta
     return found->second;
 }
 
+std::map<std::string, std::string> read_metadata(const Json& header, const std::string& path) {
+    std::map<std::string, std::string> metadata;
+    if (!header.contains("__metadata__")) return metadata;
+    for (const auto& [key, value] : object_member(header, "__metadata__", path + ": header").items())
+        metadata[key] = to_text(value, in_quotes(key), path + ": metadata");
+    return metadata;
+}
+
 int parse_format_version(const std::map<std::string, std::string>& metadata, const std::string& path) {
     if (const std::string& format = metadata_entry(metadata, "format", path); format != "vimrt") {
         throw FormatError(path + ": the metadata's \"format\" is " + in_quotes(format) +
@@ -164,48 +172,8 @@ int parse_format_version(const std::map<std::string, std::string>& metadata, con
     return version;
 }
 
-}  // namespace
-
-MappedFile::MappedFile(const std::string& path) {
-    const FileDescriptor file(path);
-    struct stat status {};
-    if (::fstat(file.get(), &status) != 0 || !S_ISREG(status.st_mode)) {
-        throw FormatError(path + ": is no regular file; give the path of a .vimrt file");
-    }
-    size_ = static_cast<std::size_t>(status.st_size);
-    if (size_ < 8) {
-        throw FormatError(path + ": has " + std::to_string(size_) +
-                          " bytes, too few for a .vimrt file; it was cut short, copy it again");
-    }
-    void* mapped = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
-    if (mapped == MAP_FAILED) throw FormatError(path + ": cannot be mapped into memory: " + std::strerror(errno));
-    data_ = static_cast<const std::byte*>(mapped);
-}
-
-MappedFile::~MappedFile() {
-    ::munmap(const_cast<std::byte*>(data_), size_);
-}
-
-void MappedFile::release_pages(const void* begin, std::size_t bytes) const {
-    const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-    const auto first = (reinterpret_cast<std::uintptr_t>(begin) + page - 1) / page * page;
-    const auto last = (reinterpret_cast<std::uintptr_t>(begin) + bytes) / page * page;
-    if (last > first) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
-}
-
-ModelFile::ModelFile(const std::string& file_path) : path(file_path), mapping(file_path) {
-    read_tensors();
-    format_version = parse_format_version(metadata, path);
-    graph = parse_graph(metadata_entry(metadata, "graph", path), weights, path);
-    preprocessing = parse_preprocessing(metadata_entry(metadata, "preprocessing", path), path);
-    if (const auto text = metadata.find("labels"); text != metadata.end()) {
-        const JsonPlace place = path + ": labels";
-        labels = to_strings(parse_json(text->second, 2, place), "the list", place);
-    }
-}
-
-// Reads the header: fills `metadata` and `weights`.
-void ModelFile::read_tensors() {
+// The JSON at the file's start, behind its length.
+std::string_view header_of(const MappedFile& mapping, const std::string& path) {
     std::uint64_t header_bytes = 0;
     for (int i = 7; i >= 0; --i) {
         header_bytes = header_bytes << 8 | std::to_integer<std::uint64_t>(mapping.data()[i]);
@@ -225,16 +193,17 @@ void ModelFile::read_tensors() {
         throw FormatError(path +
                           ": the header does not begin with '{'; this is no .vimrt file, or its start is damaged");
     }
-    const Json header = parse_json(text, max_header_depth, path + ": header");
+    return text;
+}
 
+// The tensors, ascending by name.
+std::vector<Weight> read_weights(const Json& header, std::uint64_t header_end, const MappedFile& mapping,
+                                 const std::string& path) {
+    std::vector<Weight> weights;
     std::vector<Extent> extents;
-    for (const auto& [name, entry] : header.items()) {
-        if (name == "__metadata__") {
-            object_member(header, "__metadata__", path + ": header");
-            for (const auto& [key, value] : entry.items())
-                metadata[key] = to_text(value, in_quotes(key), path + ": metadata");
-            continue;
-        }
+    weights.reserve(header.size());
+    for (const auto& [name, entry] : header.items()) {  // in the order of names
+        if (name == "__metadata__") continue;
         const JsonPlace place = path + ": tensor " + in_quotes(name);
         const std::string dtype_name = string_member(entry, "dtype", place);
         const std::optional<DType> dtype = weight_dtype(dtype_name);
@@ -272,13 +241,68 @@ void ModelFile::read_tensors() {
         }
         weight.name = name;
         weight.dtype = *dtype;
-        const auto stored = weights.emplace(name, std::move(weight)).first;
-        extents.push_back({begin, end, &stored->first});
+        weights.push_back(std::move(weight));
+        extents.push_back({begin, end, &weights.back().name});
     }
     check_coverage(extents, header_end, mapping.size(), path);
-    for (const Extent& extent : extents) {
-        weights.find(*extent.name)->second.data = mapping.data() + header_end + extent.begin;
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+        weights[i].data = mapping.data() + header_end + extents[i].begin;
     }
+    return weights;
+}
+
+}  // namespace
+
+MappedFile::MappedFile(const std::string& path) {
+    const FileDescriptor file(path);
+    struct stat status {};
+    if (::fstat(file.get(), &status) != 0 || !S_ISREG(status.st_mode)) {
+        throw FormatError(path + ": is no regular file; give the path of a .vimrt file");
+    }
+    size_ = static_cast<std::size_t>(status.st_size);
+    if (size_ < 8) {
+        throw FormatError(path + ": has " + std::to_string(size_) +
+                          " bytes, too few for a .vimrt file; it was cut short, copy it again");
+    }
+    void* mapped = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
+    if (mapped == MAP_FAILED) throw FormatError(path + ": cannot be mapped into memory: " + std::strerror(errno));
+    data_ = static_cast<const std::byte*>(mapped);
+}
+
+MappedFile::~MappedFile() {
+    ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+void MappedFile::release_pages(const void* begin, std::size_t bytes) const {
+    const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+    const auto first = (reinterpret_cast<std::uintptr_t>(begin) + page - 1) / page * page;
+    const auto last = (reinterpret_cast<std::uintptr_t>(begin) + bytes) / page * page;
+    if (last > first) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
+
+ModelFile::ModelFile(const std::string& file_path) : path(file_path), mapping(file_path) {
+    std::map<std::string, std::string> texts;
+    {
+        const std::string_view text = header_of(mapping, path);
+        const Json header = parse_json(text, max_header_depth, path + ": header");
+        texts = read_metadata(header, path);
+        weights = read_weights(header, 8 + text.size(), mapping, path);
+    }
+    // What was made while the JSON was there lies between pieces of it. A copy closes the gaps: what the process came
+    // to hold for reading a file can be used again, or goes back to the system, and does not stay as holes.
+    weights = std::vector<Weight>(weights);
+    format_version = parse_format_version(texts, path);
+    graph = parse_graph(metadata_entry(texts, "graph", path), weights, path);
+    graph = Graph(graph);
+    preprocessing = parse_preprocessing(metadata_entry(texts, "preprocessing", path), path);
+    if (const auto text = texts.find("labels"); text != texts.end()) {
+        const JsonPlace place = path + ": labels";
+        labels = to_strings(parse_json(text->second, 2, place), "the list", place);
+    }
+}
+
+std::map<std::string, std::string> ModelFile::metadata() const {
+    return read_metadata(parse_json(header_of(mapping, path), max_header_depth, path + ": header"), path);
 }
 
 }  // namespace vimrt

@@ -36,17 +36,16 @@ struct ModelFile {
     std::string path;
     MappedFile mapping;
     int format_version = 0;
-    std::map<std::string, std::string> metadata;
-    std::map<std::string, Weight, std::less<>> weights;
-    Graph graph;  // its nodes' weights point into `weights`
+    std::vector<Weight> weights;  // ascending by name
+    Graph graph;                  // its nodes' weights point into `weights`
     Preprocessing preprocessing;
     std::vector<std::string> labels;
 
+    // The header's metadata, verbatim, read from the file again: its texts, the graph's above all, are not kept.
+    std::map<std::string, std::string> metadata() const;
+
     ModelFile(const ModelFile&) = delete;
     ModelFile& operator=(const ModelFile&) = delete;
-
-private:
-    void read_tensors();
 };
 
 }  // namespace vimrt

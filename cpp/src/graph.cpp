@@ -1,8 +1,22 @@
 #include "graph.h"
 
+#include <algorithm>
+
 #include "vimrt/error.h"
 
 namespace vimrt {
+
+namespace {
+
+// The entry under `key`, or nullptr.
+template <typename T>
+const T* find(const std::vector<std::pair<std::string, T>>& entries, const char* key) {
+    const auto found =
+        std::find_if(entries.begin(), entries.end(), [&](const auto& entry) { return entry.first == key; });
+    return found == entries.end() ? nullptr : &found->second;
+}
+
+}  // namespace
 
 const std::string& Node::op() const {
     return op_;
@@ -25,28 +39,26 @@ ValueId Node::output(int i) const {
 }
 
 bool Node::has_weight(const char* role) const {
-    return weights_.find(role) != weights_.end();
+    return find(weights_, role) != nullptr;
 }
 
 const Weight& Node::weight(const char* role) const {
-    const auto found = weights_.find(role);
-    if (found == weights_.end()) throw FormatError("node \"" + name_ + "\" has no weight \"" + role + '"');
-    return *found->second;
+    const Weight* const* found = find(weights_, role);
+    if (found == nullptr) throw FormatError("node \"" + name_ + "\" has no weight \"" + role + '"');
+    return **found;
 }
 
 bool Node::has_attribute(const char* key) const {
-    return attributes_.find(key) != attributes_.end();
+    return find(attributes_, key) != nullptr;
 }
 
 namespace {
 
 template <typename T>
 const T& typed(const Node& node, const char* key, const char* type) {
-    const auto found = node.attributes_.find(key);
-    if (found == node.attributes_.end()) {
-        throw FormatError("node \"" + node.name_ + "\" has no attribute \"" + key + '"');
-    }
-    const T* value = std::get_if<T>(&found->second);
+    const Attribute* found = find(node.attributes_, key);
+    if (found == nullptr) throw FormatError("node \"" + node.name_ + "\" has no attribute \"" + key + '"');
+    const T* value = std::get_if<T>(found);
     if (value == nullptr) {
         throw FormatError("node \"" + node.name_ + "\": the attribute \"" + key + "\" must be " + type);
     }
@@ -68,9 +80,8 @@ std::int64_t Node::integer(const char* key, std::int64_t otherwise) const {
 }
 
 double Node::number(const char* key) const {
-    const auto found = attributes_.find(key);
-    if (found != attributes_.end()) {
-        if (const auto* integer = std::get_if<std::int64_t>(&found->second)) return static_cast<double>(*integer);
+    if (const Attribute* found = find(attributes_, key)) {
+        if (const auto* integer = std::get_if<std::int64_t>(found)) return static_cast<double>(*integer);
     }
     return typed<double>(*this, key, "a number");
 }

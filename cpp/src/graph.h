@@ -2,9 +2,9 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -52,8 +52,8 @@ public:
     std::string name_;
     std::vector<ValueId> inputs_;
     std::vector<ValueId> outputs_;
-    std::map<std::string, const Weight*, std::less<>> weights_;
-    std::map<std::string, Attribute, std::less<>> attributes_;
+    std::vector<std::pair<std::string, const Weight*>> weights_;  // by role; a handful
+    std::vector<std::pair<std::string, Attribute>> attributes_;
 };
 
 // What shape inference knows of a value at one (batch, height, width).

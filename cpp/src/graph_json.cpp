@@ -19,8 +19,7 @@ constexpr std::size_t max_name_length = 512;
 
 class GraphParser {
 public:
-    GraphParser(const std::map<std::string, Weight, std::less<>>& weights, JsonPlace place)
-        : weights_(weights), place_(std::move(place)) {}
+    GraphParser(const std::vector<Weight>& weights, JsonPlace place) : weights_(weights), place_(std::move(place)) {}
 
     Graph parse(const Json& json) {
         parse_input(array_member(json, "inputs", place_));
@@ -30,8 +29,10 @@ public:
                               std::to_string(max_nodes) + " were expected");
         }
         collect_later_names(nodes);
+        graph_.nodes.reserve(nodes.size());
         for (const Json& node : nodes) parse_node(node);
         parse_outputs(object_member(json, "outputs", place_));
+        graph_.value_names.shrink_to_fit();
         return std::move(graph_);
     }
 
@@ -124,32 +125,35 @@ private:
     }
 
     void parse_weights(const Json& json, Node& node, const JsonPlace& place) const {
+        node.weights_.reserve(json.size());
         for (const auto& [role, value] : json.items()) {
             const std::string name = to_text(value, "the weight " + in_quotes(role), place);
-            const auto weight = weights_.find(name);
-            if (weight == weights_.end()) {
+            const auto weight = std::lower_bound(weights_.begin(), weights_.end(), name,
+                                                 [](const Weight& w, const std::string& n) { return w.name < n; });
+            if (weight == weights_.end() || weight->name != name) {
                 throw FormatError(place + ": the weight " + in_quotes(role) + " names the tensor " + in_quotes(name) +
                                   ", which the file does not hold");
             }
-            node.weights_.emplace(role, &weight->second);
+            node.weights_.emplace_back(role, &*weight);
         }
     }
 
     static void parse_attributes(const Json& json, Node& node, const JsonPlace& place) {
+        node.attributes_.reserve(json.size());
         for (const auto& [key, value] : json.items()) {
             const std::string what = "the attribute " + in_quotes(key);
             if (value.is_boolean()) {
-                node.attributes_.emplace(key, value.get<bool>());
+                node.attributes_.emplace_back(key, value.get<bool>());
             } else if (value.is_number_integer()) {
-                node.attributes_.emplace(key, to_integer(value, what, place));
+                node.attributes_.emplace_back(key, to_integer(value, what, place));
             } else if (value.is_number_float()) {
-                node.attributes_.emplace(key, to_number(value, what, place));
+                node.attributes_.emplace_back(key, to_number(value, what, place));
             } else if (value.is_string()) {
-                node.attributes_.emplace(key, value.get<std::string>());
+                node.attributes_.emplace_back(key, value.get<std::string>());
             } else if (value.is_array()) {
                 std::vector<std::int64_t> integers;
                 for (const Json& item : value) integers.push_back(to_integer(item, what, place));
-                node.attributes_.emplace(key, std::move(integers));
+                node.attributes_.emplace_back(key, std::move(integers));
             } else {
                 throw FormatError(place + ": " + what + " is " + value.type_name() +
                                   " where a boolean, number, string or array of integers was expected");
@@ -171,7 +175,7 @@ private:
                               [](const auto& output) { return output.first == "logits"; });
     }
 
-    const std::map<std::string, Weight, std::less<>>& weights_;
+    const std::vector<Weight>& weights_;
     JsonPlace place_;
     Graph graph_;
     std::unordered_map<std::string, ValueId> values_;
@@ -181,8 +185,7 @@ private:
 
 }  // namespace
 
-Graph parse_graph(const std::string& text, const std::map<std::string, Weight, std::less<>>& weights,
-                  const std::string& path) {
+Graph parse_graph(const std::string& text, const std::vector<Weight>& weights, const std::string& path) {
     const JsonPlace place = path + ": graph";
     return GraphParser(weights, place).parse(parse_json(text, max_depth, place));
 }

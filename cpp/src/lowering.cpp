@@ -282,7 +282,10 @@ void Lowering::add_step(const char* name, StepFunction function, const void* par
     step.name = name;
     step.function = function;
     step.parameters = std::make_unique<std::byte[]>(bytes);
+    step.parameter_bytes = bytes;
     std::memcpy(step.parameters.get(), parameters, bytes);
+    step.reads.reserve(static_cast<std::size_t>(read_count));
+    step.writes.reserve(static_cast<std::size_t>(write_count));
     for (int i = 0; i < read_count; ++i) step.reads.push_back(reads[i].buffer);
     for (int i = 0; i < write_count; ++i) step.writes.push_back(writes[i].buffer);
     impl_.program_.steps.push_back(std::move(step));
@@ -312,6 +315,8 @@ std::unique_ptr<Program> lower_program(const Graph& graph, const Preprocessing& 
     LoweringImpl lowering(graph, recipe, backend, engine_constants, *program, place);
     lowering.lower();
     lowering.plan();
+    program->steps.shrink_to_fit();
+    program->buffers.shrink_to_fit();
     return program;
 }
 

@@ -29,6 +29,8 @@ public:
                     const void* context);
     std::int64_t bytes() const { return bytes_; }  // from any thread
 
+    friend std::int64_t heap_bytes(const ConstantStore& store);
+
 private:
     struct Block {
         void* memory = nullptr;

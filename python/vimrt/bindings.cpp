@@ -138,6 +138,10 @@ void bind_engine(py::module_& m) {
         .def_property_readonly("warning", &Engine::warning)
         .def_property_readonly("arena_bytes", &Engine::arena_bytes)
         .def_property_readonly("constant_bytes", &Engine::constant_bytes)
+        .def_property_readonly("program_bytes", &Engine::program_bytes)
+        .def_property_readonly("labels", &Engine::labels)
+        .def_property_readonly("outputs", &Engine::outputs)
+        .def_property_readonly("image_size", [](const Engine& engine) { return engine.preprocessing().image_size; })
         .def(
             "run",
             [](const Engine& engine, const FloatArray& pixels, const std::vector<std::string>& outputs) {

@@ -8,6 +8,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, SupportsIndex, TypeAlias, overload
 
@@ -77,8 +78,8 @@ class Engine:
         max_memory: int | None = None,
     ) -> None:
         threads, max_memory = _limit("threads", threads, 1024), _limit("max_memory", max_memory, _INT64_MAX)
+        self._path = os.fsdecode(path)
         self._engine = _vimrt.Engine(os.fsencode(path), device, dtype, threads, max_memory, _library_folders(device))
-        self._info = self._engine.info()
         # Inputs of runs that may be under way on a stream that the inputs' own library knows nothing of.
         self._in_flight: list[tuple[_vimrt.Pending, _vimrt.Tensor, Any]] = []
         self._in_flight_lock = threading.Lock()
@@ -91,7 +92,7 @@ class Engine:
     @property
     def path(self) -> str:
         """The file."""
-        return str(self._info["path"])
+        return self._path
 
     @property
     def device(self) -> str:
@@ -116,28 +117,36 @@ class Engine:
     @property
     def labels(self) -> list[str]:
         """One label for each class, or none at all."""
-        return list(self._info["labels"])
+        return self._engine.labels
 
     @property
     def outputs(self) -> list[str]:
         """Names that run() takes; the first is its default. Besides them, every value of the graph has a name."""
-        return list(self._info["outputs"])
+        return self._engine.outputs
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Rows and columns that photographs are brought to by default."""
-        rows, columns = self._info["preprocessing"]["image_size"]
+        rows, columns = self._engine.image_size
         return rows, columns
 
-    @property
+    @cached_property
     def info(self) -> Mapping[str, Any]:
-        """What the file says: metadata, preprocessing, weights, nodes, parameters, weight_bytes, format_version."""
-        return self._info
+        """What the file says: metadata, preprocessing, weights, nodes, parameters, weight_bytes, format_version.
+
+        Put together when it is first asked for, and kept: some hundred KiB for a model of 24 blocks.
+        """
+        return self._engine.info()
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes held now: "activations" in arenas, "constants" in packed weights and tables."""
-        return {"activations": self._engine.arena_bytes, "constants": self._engine.constant_bytes}
+        """Bytes held now: "activations" in arenas, "constants" in packed weights and tables, "program" in the loaded
+        graph and in what was made of it for each image size."""
+        return {
+            "activations": self._engine.arena_bytes,
+            "constants": self._engine.constant_bytes,
+            "program": self._engine.program_bytes,
+        }
 
     @overload
     def run(

@@ -11,6 +11,7 @@
 
 #include "runtime/copy.h"
 #include "runtime/instruction_set.h"
+#include "runtime/pages.h"
 #include "runtime/thread_team.h"
 #include "vimrt/error.h"
 
@@ -21,6 +22,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t cache_line = 64;
+// Blocks from here on are mapped, smaller ones share the heap's pages.
+constexpr std::size_t mapped_bytes = 64 * 1024;
 
 class CpuExecution final : public Execution {
 public:
@@ -101,7 +104,7 @@ public:
 
     void* allocate(std::size_t bytes) override {
         const std::size_t padded = (std::max<std::size_t>(bytes, 1) + cache_line - 1) / cache_line * cache_line;
-        void* memory = padded < bytes ? nullptr : std::aligned_alloc(cache_line, padded);
+        void* memory = bytes >= mapped_bytes ? allocate_pages(bytes) : std::aligned_alloc(cache_line, padded);
         if (memory == nullptr) {
             throw OutOfMemory(
                 "the system refused " + std::to_string(bytes) + " bytes of memory (" + std::to_string(free_bytes()) +
@@ -109,7 +112,13 @@ public:
         }
         return memory;
     }
-    void deallocate(void* memory, std::size_t /*bytes*/) noexcept override { std::free(memory); }
+    void deallocate(void* memory, std::size_t bytes) noexcept override {
+        if (bytes >= mapped_bytes) {
+            free_pages(memory, bytes);
+        } else {
+            std::free(memory);
+        }
+    }
     void copy(void* to, const void* from, std::size_t bytes, void* /*stream*/) override {
         if (bytes > 0) std::memcpy(to, from, bytes);
     }

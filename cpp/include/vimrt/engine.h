@@ -134,7 +134,10 @@ public:
     Engine(const Engine&) = delete;
     Engine& operator=(const Engine&) = delete;
 
-    const ModelInfo& info() const;
+    const ModelInfo& info() const;                   // put together when it is first asked for
+    const std::vector<std::string>& labels() const;  // empty, or one for each class
+    std::vector<std::string> outputs() const;        // names for run(); the first is its default
+    const Preprocessing& preprocessing() const;
     Device device() const;
     std::string backend() const;  // for people: "cpu (AVX-512, 2 threads)"
     // Why device "auto" took the CPU although this machine has an NVIDIA driver: one sentence; empty where all is well.
@@ -194,9 +197,11 @@ public:
     // device between one step and the next, or by the CPU's clock. Throws as run() does.
     Profile profile(const Tensor& input, int repetitions = 20) const;
 
-    // Bytes: activations now held in arenas, and packed weights and tables on the device.
+    // Bytes now held: activations in arenas; packed weights and tables on the device; on the host's heap the loaded
+    // graph and the programs made of it.
     std::int64_t arena_bytes() const;
     std::int64_t constant_bytes() const;
+    std::int64_t program_bytes() const;
 
 private:
     std::vector<Tensor> run_prepared(const Tensor& pixels, std::span<const std::string> outputs) const;

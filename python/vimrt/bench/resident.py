@@ -28,7 +28,8 @@ def measure_resident(
 
     Returns:
         "growth": what loading and running added to the process beyond input, output and packed weights;
-        "planned": bytes of activations in arenas; "constants": bytes of packed weights and tables.
+        "planned": bytes of activations in arenas; "program": bytes of the loaded graph and its program; "constants":
+        bytes of packed weights and tables.
 
     Raises:
         RuntimeError: the process failed; the message is the last line it printed.
@@ -60,6 +61,7 @@ def _measure(model: str, batch: int, image_size: tuple[int, int], device: str, t
     return {
         "growth": after - before - memory["constants"] - logits.nbytes,
         "planned": memory["activations"],
+        "program": memory["program"],
         "constants": memory["constants"],
     }
 

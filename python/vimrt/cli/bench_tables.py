@@ -54,10 +54,11 @@ def _add_case(rows: Table, case: Case) -> None:
 
 def _resident_line(case: Case) -> str:
     assert case.resident is not None
-    growth, planned = case.resident["growth"], case.resident["planned"]
+    growth, activations, program = (case.resident[name] for name in ("growth", "planned", "program"))
     return (
-        f"{size_text(case.image_size)}, batch {case.batch}: resident {memory(growth)} above weights, "
-        f"planned {memory(planned)}: {growth / planned:.2f} x"
+        f"{size_text(case.image_size)}, batch {case.batch}: resident {memory(growth)} above weights, planned "
+        f"{memory(activations)} of activations and {memory(program)} of program: "
+        f"{growth / (activations + program):.2f} x"
     )
 
 
