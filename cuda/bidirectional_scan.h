@@ -52,7 +52,7 @@ struct ScanForm {
 };
 
 // The form that serves the shape best on the device. All forms compute the same; which is faster was measured
-// (docs/cuda-kernels.md).
+// (docs/performance.md).
 ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device);
 // Every form that can compute the shape on the device.
 std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device);
