@@ -274,10 +274,11 @@ MappedFile::~MappedFile() {
 }
 
 void MappedFile::release_pages(const void* begin, std::size_t bytes) const {
-    const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-    const auto first = (reinterpret_cast<std::uintptr_t>(begin) + page - 1) / page * page;
-    const auto last = (reinterpret_cast<std::uintptr_t>(begin) + bytes) / page * page;
-    if (last > first) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+    const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+    const auto offset = static_cast<std::size_t>(static_cast<const std::byte*>(begin) - data_);
+    const std::size_t first = (offset + page - 1) / page * page;  // whole pages within
+    const std::size_t last = (offset + bytes) / page * page;
+    if (last > first) ::madvise(const_cast<std::byte*>(data_) + first, last - first, MADV_DONTNEED);
 }
 
 ModelFile::ModelFile(const std::string& file_path) : path(file_path), mapping(file_path) {

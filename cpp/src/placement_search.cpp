@@ -369,8 +369,9 @@ private:
 
     // Somewhere between the target and the best peak so far, exclusive. Every peak is a multiple of the unit.
     std::int64_t modest_capacity() const {
-        const auto steps = static_cast<double>((best_.peak - target()) / unit_);
-        return best_.peak - unit_ * std::max<std::int64_t>(1, static_cast<std::int64_t>(steps * reach_));
+        const std::int64_t steps = (best_.peak - target()) / unit_;
+        const auto reached = static_cast<std::int64_t>(static_cast<double>(steps) * reach_);
+        return best_.peak - unit_ * std::max<std::int64_t>(1, reached);
     }
 
     void attempt(std::int64_t kind, std::int64_t capacity, std::int64_t length, double noise) {

@@ -138,7 +138,9 @@ std::array<Axis, 2> plan_axes(const ImageView& image, const Preprocessing& recip
     std::vector<double> exact;
     for (std::int64_t i = axis.first; i < axis.first + axis.kept; ++i) {
         const double center = (static_cast<double>(i) + 0.5) * scale;
+        // Rounded as Pillow does it. NOLINTNEXTLINE(bugprone-incorrect-roundings)
         const auto begin = std::max<std::int64_t>(static_cast<std::int64_t>(center - support + 0.5), 0);
+        // NOLINTNEXTLINE(bugprone-incorrect-roundings)
         const auto end = std::min(static_cast<std::int64_t>(center + support + 0.5), axis.source);
         exact.clear();
         double sum = 0.0;
@@ -241,9 +243,9 @@ void resize_and_crop(const ImageView& image, const Preprocessing& recipe, std::u
     check_recipe(recipe);
     if (out == nullptr) throw InvalidArgument("out is a null pointer; it must point to rows x columns x 3 bytes");
     const auto [row_axis, column_axis] = plan_axes(image, recipe);
-    const auto out_of_memory = [&] {
+    const auto out_of_memory = [&, rows = row_axis.resized, columns = column_axis.resized] {
         return OutOfMemory("resizing an image of " + size_text(image.rows, image.columns) + " pixels to " +
-                           size_text(row_axis.resized, column_axis.resized) + " needs more memory than there is");
+                           size_text(rows, columns) + " needs more memory than there is");
     };
     try {
         resample(image, row_axis, column_axis, out);

@@ -23,6 +23,13 @@ vimrt::ImageView view_of(const ByteArray& image) {
     return {image.data(), image.shape(0), image.shape(1), image.shape(1) * 3};
 }
 
+std::vector<vimrt::ImageView> views_of(const std::vector<ByteArray>& images) {
+    std::vector<vimrt::ImageView> views;
+    views.reserve(images.size());
+    for (const ByteArray& image : images) views.push_back(view_of(image));
+    return views;
+}
+
 std::optional<vimrt::DType> parse_dtype(const std::optional<std::string>& name) {
     if (!name) return std::nullopt;
     if (*name == "fp32" || *name == "float32") return vimrt::DType::F32;
@@ -94,6 +101,7 @@ void bind_errors(py::module_& m) {
     define("DeviceError", py::reinterpret_borrow<py::object>(PyExc_RuntimeError));
 
     static PyObject* module = m.ptr();
+    // pybind11's signature. NOLINTNEXTLINE(performance-unnecessary-value-param)
     py::register_exception_translator([](std::exception_ptr pending) {
         const auto set = [](const char* name, const std::exception& error) {
             // A path of any bytes may stand in the message.
@@ -155,6 +163,7 @@ void bind_engine(py::module_& m) {
                std::vector<FloatArray> results) {
                 const vimrt::Tensor input = vimrt::Tensor::view(pixels.data(), shape_of(pixels));
                 std::vector<vimrt::Tensor> tensors;
+                tensors.reserve(results.size());
                 for (FloatArray& result : results) {
                     tensors.push_back(vimrt::Tensor::view(result.mutable_data(), shape_of(result)));
                 }
@@ -200,16 +209,14 @@ void bind_engine(py::module_& m) {
             "run_images",
             [](const Engine& engine, const std::vector<ByteArray>& images, const std::vector<std::string>& outputs,
                const ImageSize& image_size) {
-                std::vector<vimrt::ImageView> views;
-                for (const ByteArray& image : images) views.push_back(view_of(image));
+                const std::vector<vimrt::ImageView> views = views_of(images);
                 return to_arrays(without_gil([&] { return engine.run_images(views, outputs, image_size); }));
             },
             py::arg("images"), py::arg("outputs"), py::arg("image_size"))
         .def(
             "preprocess",
             [](const Engine& engine, const std::vector<ByteArray>& images, const ImageSize& image_size) {
-                std::vector<vimrt::ImageView> views;
-                for (const ByteArray& image : images) views.push_back(view_of(image));
+                const std::vector<vimrt::ImageView> views = views_of(images);
                 return to_array(without_gil([&] { return engine.preprocess(views, image_size); }));
             },
             py::arg("images"), py::arg("image_size"))

@@ -23,7 +23,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t cache_line = 64;
 // Blocks from here on are mapped, smaller ones share the heap's pages.
-constexpr std::size_t mapped_bytes = 64 * 1024;
+constexpr std::size_t mapped_bytes = std::size_t{64} * 1024;
 
 class CpuExecution final : public Execution {
 public:
