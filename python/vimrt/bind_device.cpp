@@ -136,7 +136,7 @@ py::object export_as(std::unique_ptr<Exported<Managed>> exported) {
     };
     PyObject* const capsule = PyCapsule_New(&exported->managed, Managed::name, destroy);
     if (capsule == nullptr) throw py::error_already_set();
-    exported.release();  // the capsule's now
+    static_cast<void>(exported.release());  // the capsule's now
     return py::reinterpret_steal<py::object>(capsule);
 }
 

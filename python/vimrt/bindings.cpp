@@ -195,6 +195,7 @@ void bind_engine(py::module_& m) {
             [](const Engine& engine, const std::vector<ByteArray>& images, const std::vector<std::string>& outputs,
                const ImageSize& image_size) {
                 std::vector<vimrt::ImageView> views;
+                views.reserve(images.size());
                 for (const ByteArray& image : images) views.push_back(view_of(image));
                 return without_gil([&] { return engine.start_images(views, outputs, image_size); });
             },
