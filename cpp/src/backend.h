@@ -116,6 +116,6 @@ struct BackendEntry {
     // Throws DeviceError where the device, its driver or a library is missing, saying which and how to get it.
     std::unique_ptr<Backend> (*create)(const BackendOptions& options) = nullptr;
 };
-inline constexpr int backend_abi_version = 4;
+inline constexpr int backend_abi_version = 5;
 
 }  // namespace vimrt

@@ -90,20 +90,12 @@ std::vector<double> reference(const Inputs& in, const Case& s, bool backward) {
     return y;
 }
 
-void check_form(const Case& s, const ScanForm& form) {
-    const Inputs forward(s);
-    const Inputs backward(s);
-    const std::int64_t z_stride = 2 * s.channels;
-    const std::vector<double> z = rounded(normal(static_cast<std::size_t>(s.batch * s.tokens * z_stride)), s.dtype);
-    const DeviceArray device_z(z, s.dtype);
-    const DeviceArray merged(forward.c.size(), s.dtype);
-
+// The scan of a case, without its memory. Rows of z are twice as long as they need be, as those of x and z together
+// are.
+Scan scan_of(const Case& s) {
     Scan a;
-    a.forward = forward.direction(s.in_place);
-    if (s.directions == 2) a.backward = backward.direction(s.in_place);
     a.directions = s.directions;
-    a.z = device_z.data();
-    a.z_stride = z_stride;
+    a.z_stride = 2 * s.channels;
     a.factor = s.directions == 2 ? 0.5F : 1.0F;
     a.batch = s.batch;
     a.tokens = s.tokens;
@@ -111,12 +103,31 @@ void check_form(const Case& s, const ScanForm& form) {
     a.states = s.states;
     a.rank = s.rank;
     a.dtype = s.dtype;
-    if (s.merged) a.merged = s.in_place ? forward.device_c.data() : merged.data();
+    return a;
+}
+
+// Runs it in a form.
+void run(Scan a, const ScanForm& form) {
     const DeviceArray tickets(std::vector<double>(static_cast<std::size_t>(ticket_count(a, form)) + 1, 0.0),
                               DType::F32);
     a.tickets = static_cast<unsigned*>(tickets.data());
     bidirectional_scan(a, form, nullptr);
     require(cudaGetLastError());
+}
+
+void check_form(const Case& s, const ScanForm& form) {
+    const Inputs forward(s);
+    const Inputs backward(s);
+    Scan a = scan_of(s);
+    const std::int64_t z_stride = a.z_stride;
+    const std::vector<double> z = rounded(normal(static_cast<std::size_t>(s.batch * s.tokens * z_stride)), s.dtype);
+    const DeviceArray device_z(z, s.dtype);
+    const DeviceArray merged(forward.c.size(), s.dtype);
+    a.forward = forward.direction(s.in_place);
+    if (s.directions == 2) a.backward = backward.direction(s.in_place);
+    a.z = device_z.data();
+    if (s.merged) a.merged = s.in_place ? forward.device_c.data() : merged.data();
+    run(a, form);
 
     std::vector<double> expected = reference(forward, s, false);
     const std::vector<double> other =
@@ -147,13 +158,7 @@ const DeviceProperties& device() {
 }
 
 std::vector<ScanForm> forms_of(const Case& s) {
-    Scan a;
-    a.tokens = s.tokens;
-    a.channels = s.channels;
-    a.z_stride = 2 * s.channels;
-    a.states = s.states;
-    a.rank = s.rank;
-    return scan_forms(a, device());
+    return scan_forms(scan_of(s), device());
 }
 
 // In every form that takes the shape.
@@ -205,28 +210,18 @@ TEST(repeated_runs_are_the_same_bit_by_bit) {
     const Case s{2, 300, 96, 16, 16, DType::F16, 2, true, false};
     const Inputs forward(s);
     const Inputs backward(s);
-    const DeviceArray z(normal(forward.c.size()), s.dtype);
+    Scan a = scan_of(s);
+    const DeviceArray z(normal(static_cast<std::size_t>(s.batch * s.tokens * a.z_stride)), s.dtype);
+    a.forward = forward.direction(s.in_place);
+    a.backward = backward.direction(s.in_place);
+    a.z = z.data();
     for (const ScanForm& form : forms_of(s)) {
         std::vector<double> first;
-        for (int run = 0; run < 4; ++run) {
+        for (int turn = 0; turn < 4; ++turn) {
             const DeviceArray merged(forward.c.size(), s.dtype);
-            Scan a;
-            a.forward = forward.direction(false);
-            a.backward = backward.direction(false);
             a.merged = merged.data();
-            a.z = z.data();
-            a.z_stride = s.channels;
-            a.batch = s.batch;
-            a.tokens = s.tokens;
-            a.channels = s.channels;
-            a.states = s.states;
-            a.rank = s.rank;
-            a.dtype = s.dtype;
-            const DeviceArray tickets(std::vector<double>(static_cast<std::size_t>(ticket_count(a, form)) + 1, 0.0),
-                                      DType::F32);
-            a.tickets = static_cast<unsigned*>(tickets.data());
-            bidirectional_scan(a, form, nullptr);
-            if (run == 0) first = merged.values();
+            run(a, form);
+            if (turn == 0) first = merged.values();
             CHECK(merged.values() == first);
         }
     }
@@ -240,13 +235,7 @@ TEST(the_form_fits_every_device) {
             small.shared_bytes_per_block = shared_bytes;
             for (const Case& s : {Case{1, 6085, 384, 16, 16}, Case{1, 6085, 1536, 64, 128}, Case{128, 197, 384, 16, 16},
                                   Case{1, 1, 8, 8, 16}, Case{1, 197, 77, 16, 16}}) {
-                Scan a;
-                a.batch = s.batch;
-                a.tokens = s.tokens;
-                a.channels = s.channels;
-                a.z_stride = 2 * s.channels;
-                a.states = s.states;
-                a.rank = s.rank;
+                const Scan a = scan_of(s);
                 const ScanForm form = choose_scan_form(a, small);
                 if (form.time_lanes == 0) continue;
                 CHECK(scan_wavefront_shared_bytes(a, form) <= static_cast<std::size_t>(shared_bytes));
