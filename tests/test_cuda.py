@@ -17,7 +17,7 @@ import pytest
 import torch
 from autocast import Autocast
 from test_fashion_mnist import CHECKPOINT, DATA, EXAMPLE, as_photographs, read
-from test_parity import VARIANTS, exported, relative_error, small
+from test_parity import VARIANTS, check_values_inside, exported, relative_error, small
 
 import vimrt
 from vimrt.export import export_checkpoint
@@ -116,13 +116,8 @@ def test_values_inside_are_the_references(name: str, tmp_path: Path) -> None:
     config, (height, width), batch = VARIANTS[name]
     engine, reference = exported(config, 7, tmp_path)
     images = random_images(batch, height, width, 7)
-    truth = reference.intermediates(images)
-    gpu = on_gpu(engine, "fp32")
-    together = gpu.run(images, outputs=list(truth))
-    for value, tensor in truth.items():
-        assert relative_error(together[value], tensor) <= FP32, value
-    for value in ["layers.0.hidden", "layers.1.residual", "tokens"]:
-        assert relative_error(gpu.run(images, outputs=[value])[value], truth[value]) <= FP32, value
+    alone = ["layers.0.hidden", "layers.1.residual", "tokens"]
+    check_values_inside(on_gpu(engine, "fp32"), reference, images, alone, FP32)
 
 
 def test_steps_that_fusion_skips_are_right_by_themselves(tmp_path: Path) -> None:
