@@ -202,6 +202,7 @@ public:
 
     std::vector<std::string> output_names() const {
         std::vector<std::string> names;
+        names.reserve(file_.graph.outputs.size());
         for (const auto& [name, value] : file_.graph.outputs) names.push_back(name);
         return names;
     }
@@ -369,7 +370,7 @@ public:
     }
 
 private:
-    static const EngineOptions& checked(const EngineOptions& options) {
+    static EngineOptions checked(EngineOptions options) {
         if (options.threads < 0 || options.threads > 1024) {
             throw InvalidArgument("threads is " + std::to_string(options.threads) + "; give 1 to 1024, or 0 for all");
         }
