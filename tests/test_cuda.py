@@ -16,11 +16,10 @@ import numpy.typing as npt
 import pytest
 import torch
 from autocast import Autocast
-from test_fashion_mnist import CHECKPOINT, DATA, EXAMPLE, as_photographs, read
+from test_fashion_mnist import DATA, EXAMPLE, as_photographs, exported_example, read
 from test_parity import VARIANTS, check_values_inside, exported, relative_error, small
 
 import vimrt
-from vimrt.export import export_checkpoint
 from vimrt.export.config import VIM_BASE, VIM_SMALL, VIM_TINY, VimConfig
 from vimrt.export.reference import VisionMamba, random_images
 
@@ -513,9 +512,7 @@ def test_an_automatic_choice_of_the_cpu_warns_once(damaged: str, gpu: vimrt.Engi
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the test images are missing: apt install dataset-fashion-mnist")
 def test_a_trained_model_is_as_accurate_in_fp16(tmp_path: Path) -> None:
-    recipe = json.loads((EXAMPLE / "export.json").read_text())
-    export_checkpoint(CHECKPOINT, tmp_path / "model.vimrt", labels=EXAMPLE / "labels.txt", **recipe)
-    engine = vimrt.Engine(tmp_path / "model.vimrt", device="cuda", dtype="fp16")
+    engine = vimrt.Engine(exported_example(tmp_path), device="cuda", dtype="fp16")
     found = engine.run(as_photographs(read("t10k-images-idx3-ubyte.gz", 16))).argmax(1)
     accuracy = float(np.mean(found == read("t10k-labels-idx1-ubyte.gz", 8)))
     print(f"accuracy on 10,000 test images, fp16: {accuracy:.2%}")

@@ -26,12 +26,17 @@ CHECKPOINT = EXAMPLE / "vim_fashion_mnist.safetensors"
 DATA = Path("/usr/share/datasets/fashion-mnist")
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> vimrt.Engine:
-    path = tmp_path_factory.mktemp("fashion") / "model.vimrt"
+def exported_example(folder: Path) -> Path:
+    """The example's checkpoint as a model file in `folder`."""
+    path = folder / "model.vimrt"
     recipe = json.loads((EXAMPLE / "export.json").read_text())
     export_checkpoint(CHECKPOINT, path, labels=EXAMPLE / "labels.txt", **recipe)
-    return vimrt.Engine(path, device="cpu")
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> vimrt.Engine:
+    return vimrt.Engine(exported_example(tmp_path_factory.mktemp("fashion")), device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,13 @@ std::string joined(const std::vector<std::string>& names) {
     return list;
 }
 
+std::vector<std::string> output_names(const Graph& graph) {
+    std::vector<std::string> names;
+    names.reserve(graph.outputs.size());
+    for (const auto& output : graph.outputs) names.push_back(output.first);
+    return names;
+}
+
 ModelInfo describe(const ModelFile& file) {
     ModelInfo info;
     info.path = file.path;
@@ -47,7 +54,7 @@ ModelInfo describe(const ModelFile& file) {
     info.metadata = file.metadata();
     info.preprocessing = file.preprocessing;
     info.labels = file.labels;
-    for (const auto& output : file.graph.outputs) info.outputs.push_back(output.first);
+    info.outputs = output_names(file.graph);
     for (const Weight& weight : file.weights) {
         info.weights.push_back({weight.name, weight.dtype, weight.shape});
         info.parameters += weight.shape.elements();
@@ -199,13 +206,6 @@ public:
     Backend& backend() const { return *backend_; }
     const std::shared_ptr<Backend>& shared_backend() const { return backend_; }
     std::int64_t arena_bytes() const { return arenas_.bytes(); }
-
-    std::vector<std::string> output_names() const {
-        std::vector<std::string> names;
-        names.reserve(file_.graph.outputs.size());
-        for (const auto& [name, value] : file_.graph.outputs) names.push_back(name);
-        return names;
-    }
 
     std::int64_t program_bytes() const {
         const std::scoped_lock lock(lowering_mutex_, programs_mutex_);
@@ -421,7 +421,8 @@ private:
         const ValueId value = file_.graph.find_value(name);
         if (value < 0 || value == file_.graph.input.value) {
             throw InvalidArgument("there is no output " + in_quotes(name) + "; this model has " +
-                                  joined(output_names()) + ", and every value that `vimrt info --graph` lists");
+                                  joined(output_names(file_.graph)) +
+                                  ", and every value that `vimrt info --graph` lists");
         }
         return value;
     }
@@ -617,7 +618,7 @@ const std::vector<std::string>& Engine::labels() const {
     return impl_->file().labels;
 }
 std::vector<std::string> Engine::outputs() const {
-    return impl_->output_names();
+    return output_names(impl_->file().graph);
 }
 const Preprocessing& Engine::preprocessing() const {
     return impl_->file().preprocessing;

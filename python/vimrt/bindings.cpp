@@ -194,9 +194,7 @@ void bind_engine(py::module_& m) {
             "start_images",
             [](const Engine& engine, const std::vector<ByteArray>& images, const std::vector<std::string>& outputs,
                const ImageSize& image_size) {
-                std::vector<vimrt::ImageView> views;
-                views.reserve(images.size());
-                for (const ByteArray& image : images) views.push_back(view_of(image));
+                const std::vector<vimrt::ImageView> views = views_of(images);
                 return without_gil([&] { return engine.start_images(views, outputs, image_size); });
             },
             py::arg("images"), py::arg("outputs"), py::arg("image_size"))
