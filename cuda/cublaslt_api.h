@@ -25,7 +25,6 @@ enum DescAttribute : int { desc_transpose_a = 3, desc_epilogue = 7, desc_bias_po
 enum PreferenceAttribute : int {
     preference_max_workspace_bytes = 1,
     preference_reduction_schemes = 3,
-    preference_alignment_a = 5,
     preference_alignment_b = 6,
     preference_alignment_c = 7,
     preference_alignment_d = 8,
@@ -35,7 +34,6 @@ inline constexpr std::uint32_t epilogue_bias = 4;
 inline constexpr std::uint32_t reduction_in_compute_type = 2;
 inline constexpr std::uint32_t reduction_in_output_type = 4;
 inline constexpr int compute_fp32 = 68;
-inline constexpr int compute_fp32_by_tf32 = 77;
 
 struct Algorithm {
     std::uint64_t data[8];

@@ -55,15 +55,9 @@ void* CudaBackend::allocate(std::size_t bytes) {
     const MemoryGuard memory_guard;
     void* memory = nullptr;
     const cudaError_t status = cudaMalloc(&memory, std::max<std::size_t>(bytes, 1));
-    if (status == cudaSuccess) return memory;
-    if (status != cudaErrorMemoryAllocation) check(status, "device memory cannot be allocated");
-    cudaGetLastError();
-    std::size_t free = 0;
-    std::size_t total = 0;
-    cudaMemGetInfo(&free, &total);
-    throw OutOfMemory(device().to_string() + " refused " + std::to_string(bytes) + " bytes: " + std::to_string(free) +
-                      " of " + std::to_string(total) +
-                      " are free; use a smaller batch or image, or give max_memory so that batches run in slices");
+    if (status == cudaErrorMemoryAllocation) refuse_memory(bytes, "device memory");
+    check(status, "device memory cannot be allocated");
+    return memory;
 }
 
 // Work that is enqueued may still use the memory, so all of it is waited for; memory is given back rarely.

@@ -13,7 +13,7 @@ namespace {
 // The residual that the product `hidden` may be added to in place: that of an add_norm which is all that reads
 // `hidden`, where nobody reads the residual after it. -1 where there is none.
 ValueId residual_behind(Lowering& lowering, int node, ValueId hidden, const Operand& in) {
-    if (!feeds_next(lowering, node, hidden, "add_norm")) return -1;
+    if (!lowering.feeds_next(node, hidden, "add_norm")) return -1;
     const Node& add_norm = lowering.node(node + 1);
     if (add_norm.input_count() < 2) return -1;
     const ValueId residual = add_norm.input(add_norm.input(0) == hidden ? 1 : 0);
@@ -23,8 +23,8 @@ ValueId residual_behind(Lowering& lowering, int node, ValueId hidden, const Oper
 
 // What a product or a scan reads is stored for it; everything else, the residual stream and the logits, in fp32.
 DType result_dtype(const Lowering& lowering, int node, ValueId result, const Target& target) {
-    return feeds_next(lowering, node, result, "split") || feeds_next(lowering, node, result, "linear") ? target.dtype
-                                                                                                       : DType::F32;
+    return lowering.feeds_next(node, result, "split") || lowering.feeds_next(node, result, "linear") ? target.dtype
+                                                                                                     : DType::F32;
 }
 
 }  // namespace
@@ -35,7 +35,7 @@ int lower_linear(Lowering& lowering, int node, const Target& target) {
     int last = node;  // the last node taken
     ValueId result = linear.output(0);
     const Weight* gamma = nullptr;
-    if (feeds_next(lowering, last, result, "scale")) {
+    if (lowering.feeds_next(last, result, "scale")) {
         ++last;
         gamma = &lowering.node(last).weight("gamma");
         result = lowering.node(last).output(0);

@@ -44,13 +44,6 @@ inline std::int64_t rows_of(const Lowering& lowering, ValueId value) {
     return shape.elements() / shape[-1];
 }
 
-// True when `value` is read by node `node` + 1 alone, that node's operator is `op`, and nobody asked for the value: the
-// two nodes may be computed together, and `value` need not exist.
-inline bool feeds_next(const Lowering& lowering, int node, ValueId value, const char* op) {
-    return node + 1 < lowering.node_count() && lowering.feeds_only(value, node + 1) &&
-           lowering.node(node + 1).op() == op;
-}
-
 inline bool is_dense(const Lowering& lowering, ValueId value, const Operand& operand) {
     return operand.row_stride == columns_of(lowering, value);
 }

@@ -120,12 +120,12 @@ int lower_patch_embed(Lowering& lowering, int node, const Target& target) {
 
     int last = node;  // the last node taken
     ValueId result = embed.output(0);
-    if (feeds_next(lowering, last, result, "insert_tokens")) {
+    if (lowering.feeds_next(last, result, "insert_tokens")) {
         ++last;
         add_class_tokens(lowering, lowering.node(last), a);
         result = lowering.node(last).output(0);
     }
-    if (feeds_next(lowering, last, result, "add_position")) {
+    if (lowering.feeds_next(last, result, "add_position")) {
         ++last;
         a.positions = cpu::position_table(lowering, lowering.node(last), info.grid_rows, info.grid_columns);
         result = lowering.node(last).output(0);

@@ -13,11 +13,6 @@ constexpr std::uint64_t kept_result_bytes = 256 << 20;  // that the pool keeps w
 constexpr std::size_t kept_pinned_blocks = 16;
 constexpr std::size_t page = 4096;
 
-[[noreturn]] void fail_for_memory(const std::string& who, std::size_t bytes, const char* what) {
-    cudaGetLastError();
-    throw OutOfMemory(who + " refused " + std::to_string(bytes) + " bytes of " + what + "; use a smaller batch");
-}
-
 bool has_memory_pools(int device) {
     int supported = 0;
     const cudaError_t status = cudaDeviceGetAttribute(&supported, cudaDevAttrMemoryPoolsSupported, device);
@@ -59,9 +54,7 @@ std::shared_ptr<void> ResultMemory::allocate(std::size_t bytes, cudaStream_t str
     if (pool_ == nullptr || capturing != cudaStreamCaptureStatusNone) return allocate_plainly(bytes);
     void* memory = nullptr;
     const cudaError_t status = cudaMallocFromPoolAsync(&memory, std::max<std::size_t>(bytes, 1), pool_, stream);
-    if (status == cudaErrorMemoryAllocation) {
-        fail_for_memory("cuda:" + std::to_string(device_), bytes, "memory for results");
-    }
+    if (status == cudaErrorMemoryAllocation) refuse_memory(bytes, "memory for results");
     check(status, "memory for results cannot be allocated");
     return {memory, [self = shared_from_this(), last_use = std::move(last_use)](void* p) {
                 self->give_back(p, last_use.get());
@@ -73,9 +66,7 @@ std::shared_ptr<void> ResultMemory::allocate_plainly(std::size_t bytes) {
     const MemoryGuard memory_guard;
     void* memory = nullptr;
     const cudaError_t status = cudaMalloc(&memory, std::max<std::size_t>(bytes, 1));
-    if (status == cudaErrorMemoryAllocation) {
-        fail_for_memory("cuda:" + std::to_string(device_), bytes, "memory for results");
-    }
+    if (status == cudaErrorMemoryAllocation) refuse_memory(bytes, "memory for results");
     check(status, "memory for results cannot be allocated");
     return {memory, [](void* p) {
                 const MemoryGuard freeing;
@@ -122,7 +113,11 @@ PinnedMemory::Block PinnedMemory::take(std::size_t bytes) {
     const MemoryGuard memory_guard;
     Block block{nullptr, bytes};
     const cudaError_t status = cudaHostAlloc(&block.memory, bytes, cudaHostAllocPortable);
-    if (status == cudaErrorMemoryAllocation) fail_for_memory("the system", bytes, "pinned host memory");
+    if (status == cudaErrorMemoryAllocation) {
+        cudaGetLastError();
+        throw OutOfMemory("the system refused " + std::to_string(bytes) +
+                          " bytes of pinned host memory; use a smaller batch");
+    }
     check(status, "pinned host memory cannot be allocated");
     return block;
 }

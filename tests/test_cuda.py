@@ -206,7 +206,7 @@ def test_a_full_device_says_how_much_is_missing(tmp_path: Path) -> None:
     room = 32 << 20
     occupied = torch.empty(free - room, dtype=torch.uint8, device="cuda")
     assert gpu.program(32, 512)["peak"] > room
-    with pytest.raises(vimrt.OutOfMemory, match=r"refused \d+ bytes: \d+ of \d+ are free"):
+    with pytest.raises(vimrt.OutOfMemory, match=r"refused \d+ bytes of device memory: \d+ of \d+ are free"):
         gpu.run(random_images(32, 512, 512, 43).numpy())
     del occupied
     torch.cuda.empty_cache()

@@ -6,7 +6,6 @@
 #include "kernels/select.h"
 #include "lowering_rules.h"
 #include "runtime/copy.h"
-#include "runtime/successor.h"
 #include "runtime/weights.h"
 
 namespace vimrt::cpu::VIMRT_ISA {
@@ -104,8 +103,8 @@ int lower_norm_of_sum(Lowering& lowering, int node, ValueId sum_source) {
     const ValueId normed = add_norm.output(0);
     const Norm norm = norm_of(lowering, add_norm);
     const Operand sum = lower_residual(lowering, node, sum_source);
-    if (feeds_next(lowering, node, normed, "linear")) return 1 + lower_linear_of(lowering, node + 1, sum, &norm);
-    if (feeds_next(lowering, node, normed, "select_tokens")) return lower_select_norm(lowering, node, sum, norm);
+    if (lowering.feeds_next(node, normed, "linear")) return 1 + lower_linear_of(lowering, node + 1, sum, &norm);
+    if (lowering.feeds_next(node, normed, "select_tokens")) return lower_select_norm(lowering, node, sum, norm);
 
     const bool sum_is_free = add_norm.output_count() < 2 && lowering.last_read_at(sum_source, node);
     const Operand out = sum_is_free ? lowering.in_place(normed, sum_source) : lowering.write(normed);

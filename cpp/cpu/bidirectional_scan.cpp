@@ -7,7 +7,6 @@
 // takes whole images, one direction after the other.
 #include "lowering_rules.h"
 #include "mixer.h"
-#include "runtime/successor.h"
 #include "runtime/weights.h"
 
 namespace vimrt::cpu::VIMRT_ISA {
@@ -182,7 +181,7 @@ MixerStep mixer_step(Lowering& lowering, const Node& node) {
 bool merge_follows(const Lowering& lowering, int node) {
     const Node& scan = lowering.node(node);
     for (int i = 0; i < scan.output_count(); ++i) {
-        if (!feeds_next(lowering, node, scan.output(i), "gated_merge")) return false;
+        if (!lowering.feeds_next(node, scan.output(i), "gated_merge")) return false;
         if (lowering.node(node + 1).input(i) != scan.output(i)) return false;
     }
     return lowering.node(node + 1).input_count() == scan.output_count() + 1;

@@ -5,7 +5,6 @@
 // add_norm, done in place on the residual as the product's tiles are stored.
 #include "kernels/gemm.h"
 #include "lowering_rules.h"
-#include "runtime/successor.h"
 #include "runtime/weights.h"
 
 namespace vimrt::cpu::VIMRT_ISA {
@@ -70,7 +69,7 @@ void run_norm_linear(const void* parameters, const Frame& frame) {
 // reads `hidden`, where nobody reads the residual after it and the linear does not read it either. -1 where there is
 // none.
 ValueId residual_behind(Lowering& lowering, int node, ValueId hidden, const Operand& input) {
-    if (!feeds_next(lowering, node, hidden, "add_norm")) return -1;
+    if (!lowering.feeds_next(node, hidden, "add_norm")) return -1;
     const Node& add_norm = lowering.node(node + 1);
     if (add_norm.input_count() < 2) return -1;
     const ValueId residual = add_norm.input(add_norm.input(0) == hidden ? 1 : 0);
@@ -89,7 +88,7 @@ int lower_linear_of(Lowering& lowering, int node, const Operand& input, const No
     int last = node;  // the last node taken
     ValueId result = linear.output(0);
     const Weight* gamma = nullptr;
-    if (feeds_next(lowering, last, result, "scale")) {
+    if (lowering.feeds_next(last, result, "scale")) {
         ++last;
         gamma = &lowering.node(last).weight("gamma");
         result = lowering.node(last).output(0);

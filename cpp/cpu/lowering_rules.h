@@ -2,7 +2,7 @@
 //
 // Each operator has a file here, <operator>.cpp, with `int lower_<operator>(Lowering&, int node)`. It emits the steps
 // of node `node` and returns how many graph nodes they compute: more than one where it took its successors in. A value
-// may be fused away only where feeds_only() says that nobody else reads it.
+// may be fused away only where feeds_next() says that nobody else reads it.
 #pragma once
 
 #include "kernels/normalize.h"

@@ -9,7 +9,6 @@
 #include "kernels/tokens.h"
 #include "lowering_rules.h"
 #include "runtime/grid_tables.h"
-#include "runtime/successor.h"
 #include "runtime/weights.h"
 
 namespace vimrt::cpu::VIMRT_ISA {
@@ -182,13 +181,13 @@ int lower_patch_embed(Lowering& lowering, int node) {
     PatchStep step = patch_step(lowering, patch_embed);
     int last = node;
     ValueId result = patch_embed.output(0);
-    if (feeds_next(lowering, last, result, "insert_tokens")) {
+    if (lowering.feeds_next(last, result, "insert_tokens")) {
         const Node& insert = lowering.node(++last);
         result = insert.output(0);
         step.places = token_places(lowering, insert, step.patches);
         step.tokens += step.places.count;
     }
-    if (feeds_next(lowering, last, result, "add_position")) {
+    if (lowering.feeds_next(last, result, "add_position")) {
         const Node& add_position = lowering.node(++last);
         result = add_position.output(0);
         const ValueInfo& info = lowering.value(result);

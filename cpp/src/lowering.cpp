@@ -225,9 +225,10 @@ int Lowering::threads() const {
     return impl_.backend_.threads();
 }
 
-bool Lowering::feeds_only(ValueId value, int reader) const {
-    return impl_.readers_[LoweringImpl::index(value)] == 1 &&
-           impl_.last_reader_[LoweringImpl::index(value)] == reader && !impl_.requested(value);
+bool Lowering::feeds_next(int node, ValueId value, const char* op) const {
+    return node + 1 < node_count() && impl_.readers_[LoweringImpl::index(value)] == 1 &&
+           impl_.last_reader_[LoweringImpl::index(value)] == node + 1 && !impl_.requested(value) &&
+           this->node(node + 1).op() == op;
 }
 
 bool Lowering::last_read_at(ValueId value, int index) const {

@@ -59,8 +59,9 @@ public:
     const float* input_std() const;
     int threads() const;  // of the engine
 
-    // True when node `reader` alone reads `value` and nobody asked for it as an output: it need not exist.
-    bool feeds_only(ValueId value, int reader) const;
+    // True when `value` is read by node `node` + 1 alone, that node's operator is `op`, and nobody asked for the value
+    // as an output: the two nodes may be computed together, and `value` need not exist.
+    bool feeds_next(int node, ValueId value, const char* op) const;
     // True when no node after `index` reads `value` and nobody asked for it: its storage may be overwritten.
     bool last_read_at(ValueId value, int index) const;
 

@@ -21,8 +21,6 @@ static_assert(static_cast<long>(lt::preference_max_workspace_bytes) ==
               static_cast<long>(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES));
 static_assert(static_cast<long>(lt::preference_reduction_schemes) ==
               static_cast<long>(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK));
-static_assert(static_cast<long>(lt::preference_alignment_a) ==
-              static_cast<long>(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES));
 static_assert(static_cast<long>(lt::preference_alignment_b) ==
               static_cast<long>(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES));
 static_assert(static_cast<long>(lt::preference_alignment_c) ==
@@ -36,7 +34,6 @@ static_assert(static_cast<long>(lt::reduction_in_compute_type) ==
 static_assert(static_cast<long>(lt::reduction_in_output_type) ==
               static_cast<long>(CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE));
 static_assert(static_cast<long>(lt::compute_fp32) == static_cast<long>(CUBLAS_COMPUTE_32F));
-static_assert(static_cast<long>(lt::compute_fp32_by_tf32) == static_cast<long>(CUBLAS_COMPUTE_32F_FAST_TF32));
 static_assert(sizeof(lt::Algorithm) == sizeof(cublasLtMatmulAlgo_t));
 static_assert(sizeof(lt::HeuristicResult) == sizeof(cublasLtMatmulHeuristicResult_t));
 static_assert(offsetof(lt::HeuristicResult, workspace_bytes) ==
