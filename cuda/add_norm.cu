@@ -6,6 +6,7 @@
 #include "add_norm.h"
 
 #include "constants.h"
+#include "launch.h"
 #include "lowering_rules.h"
 #include "storage.h"
 
@@ -25,6 +26,8 @@ __device__ float warp_sum(float x) {
 // Each lane holds `Packs` packs of V neighbouring columns.
 template <typename Normed, int V, int Packs>
 __global__ void __launch_bounds__(warp_size* rows_per_block) add_norm_rows(const AddNorm a) {
+    wait_for_predecessor();
+    let_successor_begin();
     const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * rows_per_block + threadIdx.y;
     if (row >= a.rows) return;
     const std::int64_t in_row = row * a.row_step + a.row_first;
@@ -70,15 +73,14 @@ __global__ void __launch_bounds__(warp_size* rows_per_block) add_norm_rows(const
 }
 
 template <typename Normed, int V>
-void launch(const AddNorm& a, cudaStream_t stream) {
-    const dim3 threads(warp_size, rows_per_block);
-    const unsigned blocks = blocks_for(a.rows, rows_per_block);
+void launch_rows(const AddNorm& a, cudaStream_t stream) {
+    const Grid grid{blocks_for(a.rows, rows_per_block), {warp_size, rows_per_block}};
     if (a.columns <= 2 * warp_size * V) {
-        add_norm_rows<Normed, V, 2><<<blocks, threads, 0, stream>>>(a);
+        launch("add_norm", add_norm_rows<Normed, V, 2>, grid, stream, a);
     } else if (a.columns <= 8 * warp_size * V) {
-        add_norm_rows<Normed, V, 8><<<blocks, threads, 0, stream>>>(a);
+        launch("add_norm", add_norm_rows<Normed, V, 8>, grid, stream, a);
     } else {
-        add_norm_rows<Normed, V, 32><<<blocks, threads, 0, stream>>>(a);
+        launch("add_norm", add_norm_rows<Normed, V, 32>, grid, stream, a);
     }
 }
 
@@ -120,9 +122,9 @@ AddNorm norm_of(Lowering& lowering, int node) {
 void add_norm(const AddNorm& a, cudaStream_t stream) {
     with_storage(a.normed_dtype, [&](auto normed) {
         if (a.columns % 4 == 0) {
-            launch<decltype(normed), 4>(a, stream);
+            launch_rows<decltype(normed), 4>(a, stream);
         } else {
-            launch<decltype(normed), 1>(a, stream);
+            launch_rows<decltype(normed), 1>(a, stream);
         }
     });
 }
@@ -140,7 +142,7 @@ int lower_norm_of_sum(Lowering& lowering, int node, ValueId sum, const Target& t
     int taken = 1;
     ValueId result = norm.output(0);
     // The residual is read whole where it must be copied; otherwise the rows that nobody selects are left out.
-    const bool selects = step.sum.buffer < 0 && feeds_next(lowering, node, result, "select_tokens") &&
+    const bool selects = step.sum.buffer < 0 && lowering.feeds_next(node, result, "select_tokens") &&
                          !lowering.node(node + 1).is("position", "ends");
     if (selects) {
         const Node& select = lowering.node(node + 1);

@@ -1,7 +1,7 @@
-// bidirectional_scan with its gated_merge: convolution, projection of delta, B and C, and the scan, in three steps.
+// bidirectional_scan with its gated_merge: convolution, projection of delta, B and C, and the scan, in three steps; in
+// two where one kernel does both of the first.
 //
-// The convolution's results c lie in the storage of the merged result, with room for the other direction's behind it;
-// the scan overwrites them, so that a block needs no memory for y.
+// The scan overwrites c with its directions' y, and x with the merged result, so that neither needs memory of its own.
 #include "bidirectional_scan.h"
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 
 #include "causal_conv1d.h"
 #include "constants.h"
+#include "conv_x_proj.h"
 #include "cpu/runtime/weights.h"
 #include "lowering_rules.h"
 #include "matmul.h"
@@ -17,61 +18,87 @@ namespace vimrt::cuda {
 
 namespace {
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-    return (a + b - 1) / b;
-}
 std::int64_t round_up(std::int64_t a, std::int64_t b) {
-    return ceil_div(a, b) * b;
+    return (a + b - 1) / b * b;
 }
 
-// Forms of the wavefront, and the walks for each multiprocessor (images x channels x directions) from which each was
-// the fastest of its neighbours on an H100 with 16 states (tests/cuda/scan_bench.cu; docs/performance.md). With few
-// walks, parallelism comes from time; with many, from channels.
-struct Choice {
-    ScanForm form;
-    std::int64_t walks = 0;
-};
-constexpr Choice wavefront_forms[] = {
-    {{1, 1, 2}, 360}, {{1, 1, 3}, 140}, {{8, 2, 2}, 35}, {{8, 2, 4}, 17}, {{16, 4, 8}, 0}, {{16, 4, 4}, 0},
-};
-// Fewer tokens fill too little of a tile of 64 or 128.
-constexpr int least_tokens_along_time = 64;
+// By multiprocessor: columns from which on a warp for each is enough, those from which on a relay for each is, and
+// warps that chunks should make otherwise. A chunk is worth its preparation from `least_chunk` octets on.
+constexpr int enough_columns = 9;
+constexpr double enough_relays = 1.5;
+constexpr int chunk_warps = 14;
+constexpr int least_chunk = 6;
+
+// Forms in the order of preference.
+std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& device) {
+    const int chip = std::max(1, device.multiprocessors);
+    const int columns = a.batch * a.directions * (a.channels / column_channels);
+    const ScanForm whole{ScanForm::Octets}, wide{ScanForm::Columns}, relay{ScanForm::Relay};
+    if (columns >= enough_columns * chip) return {whole, wide};
+    const ScanForm chunks{ScanForm::Octets, std::min(chunk_warps * chip / std::max(1, columns),
+                                                     a.tokens / octet_tokens / 2 / least_chunk)};
+    if (columns >= enough_relays * chip || chunks.chunks < 3) return {relay, whole, wide};
+    return {chunks, wide};
+}
 
 }  // namespace
 
-std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device) {
-    std::vector<ScanForm> forms{{}};
-    for (const Choice& choice : wavefront_forms) {
-        if (!scan_wavefront_takes(a, choice.form)) continue;
-        if (scan_wavefront_shared_bytes(a, choice.form) > static_cast<std::size_t>(device.shared_bytes_per_block))
-            continue;
-        forms.push_back(choice.form);
+const char* name_of(ScanForm::Kind kind) {
+    switch (kind) {
+        case ScanForm::Channels:
+            return "channels";
+        case ScanForm::Columns:
+            return "columns";
+        case ScanForm::Octets:
+            return "octets";
+        case ScanForm::Relay:
+            return "relay";
     }
+    return "";
+}
+
+bool scan_takes(const Scan& a, const ScanForm& form, const DeviceProperties& device) {
+    switch (form.kind) {
+        case ScanForm::Channels:
+            return a.order == ScanOrder::Rows;
+        case ScanForm::Columns:
+            return scan_columns_takes(a) &&
+                   scan_columns_shared_bytes(a) <= static_cast<std::size_t>(device.shared_bytes_per_block);
+        case ScanForm::Octets:
+            return scan_octets_takes(a) && 2 * form.chunks <= a.tokens / octet_tokens;
+        case ScanForm::Relay:
+            return device.clusters && scan_relay_takes(a);
+    }
+    return false;
+}
+
+std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device) {
+    std::vector<ScanForm> forms{{ScanForm::Channels}, {ScanForm::Columns}, {ScanForm::Relay}};
+    for (const int chunks : {0, 1, 2, 7, 14, 28}) forms.push_back({ScanForm::Octets, chunks});
+    std::erase_if(forms, [&](const ScanForm& form) { return !scan_takes(a, form, device); });
     return forms;
 }
 
 ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device) {
-    const std::vector<ScanForm> forms = scan_forms(a, device);
-    const std::int64_t walks = static_cast<std::int64_t>(a.batch) * a.channels * a.directions / device.multiprocessors;
-    ScanForm best;
-    for (const Choice& choice : wavefront_forms) {
-        if (std::find(forms.begin(), forms.end(), choice.form) == forms.end()) continue;
-        best = choice.form;
-        if (walks >= choice.walks || a.tokens < least_tokens_along_time) break;
-    }
-    return best;
+    for (const ScanForm& form : preferred_forms(a, device))
+        if (scan_takes(a, form, device)) return form;
+    return {};
 }
 
-int ticket_count(const Scan& a, const ScanForm& form) {
-    if (form.time_lanes == 0) return 0;
-    return 1 + a.batch * static_cast<int>(ceil_div(a.channels, form.channels_per_block()));
+std::size_t scan_room(const Scan& a, const ScanForm& form) {
+    return form.kind == ScanForm::Octets ? scan_octets_chunk_bytes(a, form.chunks) : 0;
 }
 
 void bidirectional_scan(const Scan& a, const ScanForm& form, cudaStream_t stream) {
-    if (form.time_lanes > 0) {
-        scan_wavefront(a, form, stream);
-    } else {
-        scan_over_channels(a, stream);
+    switch (form.kind) {
+        case ScanForm::Channels:
+            return scan_over_channels(a, stream);
+        case ScanForm::Columns:
+            return scan_columns(a, stream);
+        case ScanForm::Octets:
+            return scan_octets(a, form.chunks, stream);
+        case ScanForm::Relay:
+            return scan_relay(a, stream);
     }
 }
 
@@ -116,7 +143,7 @@ Sizes sizes_of(const Lowering& lowering, int node) {
     if (sizes.states > 64) lowering.fail(node, "the CUDA backend scans up to 64 states; use device=\"cpu\"");
     if (sizes.rank > max_rank)
         lowering.fail(node, "the CUDA backend takes time steps of rank up to 128; use device=\"cpu\"");
-    sizes.padded_states = 8;
+    sizes.padded_states = 16;
     while (sizes.padded_states < sizes.states) sizes.padded_states *= 2;
     sizes.padded_rank = round_up(sizes.rank, 16);
     return sizes;
@@ -158,15 +185,19 @@ const float* decay_rates(Lowering& lowering, const Weight& a_log, const Sizes& s
                         static_cast<std::size_t>(sizes.channels * sizes.padded_states) * sizeof(float), fill));
 }
 
-// x_proj of every direction, one behind the other, with rows of zeros that pad delta, B and C.
-const void* packed_x_proj(Lowering& lowering, const Node& scan, const Sizes& sizes, bool own, DType dtype) {
+// x_proj of every direction, one behind the other, with rows of zeros that pad delta, B and C. `fused`: with columns in
+// the order of conv_x_proj_channel().
+const void* packed_x_proj(Lowering& lowering, const Node& scan, const Sizes& sizes, bool own, bool fused, DType dtype) {
     const Weight* weights[2] = {&scan.weight("x_proj.weight"), own ? &scan.weight("x_proj_b.weight") : nullptr};
     const auto fill = [&](void* out) {
         std::int64_t at = 0;
         const auto copy_rows = [&](const Weight& weight, std::int64_t first, std::int64_t count, std::int64_t padded) {
-            for (std::int64_t i = 0; i < padded * sizes.channels; ++i) {
-                const bool real = i < count * sizes.channels;
-                store_element(out, at++, real ? cpu::weight_element(weight, first * sizes.channels + i) : 0.0F, dtype);
+            for (std::int64_t row = 0; row < padded; ++row) {
+                for (std::int64_t column = 0; column < sizes.channels; ++column) {
+                    const std::int64_t channel = fused ? conv_x_proj_channel(column) : column;
+                    const std::int64_t element = (first + row) * sizes.channels + channel;
+                    store_element(out, at++, row < count ? cpu::weight_element(weight, element) : 0.0F, dtype);
+                }
             }
         };
         for (const Weight* weight : weights) {
@@ -177,8 +208,10 @@ const void* packed_x_proj(Lowering& lowering, const Node& scan, const Sizes& siz
         }
     };
     const std::int64_t elements = (own ? 2 : 1) * sizes.row() * sizes.channels;
-    return engine_constant(lowering, "padded " + weights[0]->name + (own ? " and " + weights[1]->name : ""),
-                           static_cast<std::size_t>(elements) * size_of(dtype), fill);
+    return engine_constant(
+        lowering,
+        "padded " + weights[0]->name + (own ? " and " + weights[1]->name : "") + (fused ? " for conv_x_proj" : ""),
+        static_cast<std::size_t>(elements) * size_of(dtype), fill);
 }
 
 // dt_proj's weight as (channels, padded rank).
@@ -205,24 +238,40 @@ void add_weights(Lowering& lowering, const Node& scan, const Roles& roles, const
 
 struct ConvStep {
     CausalConv fixed;
-    Operand x, forward, backward, tickets;  // backward, tickets: buffer -1 where there are none
+    Operand x, forward, backward;  // backward: buffer -1 where there is none
 };
 
-void run_conv(const void* parameters, const Frame& frame) {
-    const auto& step = *static_cast<const ConvStep*>(parameters);
+CausalConv conv_of(const ConvStep& step, const Frame& frame) {
     CausalConv a = step.fixed;
     a.x = address(frame, step.x);
     a.forward = address(frame, step.forward);
     if (step.backward.buffer >= 0) a.backward = address(frame, step.backward);
-    if (step.tickets.buffer >= 0) a.clear = reinterpret_cast<unsigned*>(address(frame, step.tickets));
-    causal_conv1d(a, stream_of(frame));
+    return a;
+}
+
+void run_conv(const void* parameters, const Frame& frame) {
+    causal_conv1d(conv_of(*static_cast<const ConvStep*>(parameters), frame), stream_of(frame));
+}
+
+struct ConvXProjStep {
+    ConvStep conv;
+    ConvXProj fixed;
+    Operand projected;
+};
+
+void run_conv_x_proj(const void* parameters, const Frame& frame) {
+    const auto& step = *static_cast<const ConvXProjStep*>(parameters);
+    ConvXProj a = step.fixed;
+    a.conv = conv_of(step.conv, frame);
+    a.projected = address(frame, step.projected);
+    conv_x_proj(a, stream_of(frame));
 }
 
 struct ScanStep {
     Scan fixed;
     ScanForm form;
     Operand forward_c, backward_c, forward_projected, backward_projected, forward_y, backward_y;
-    Operand z, merged, tickets;  // buffer -1 where there are none
+    Operand z, merged, chunk_states;  // buffer -1 where there are none
 };
 
 void run_scan(const void* parameters, const Frame& frame) {
@@ -239,9 +288,8 @@ void run_scan(const void* parameters, const Frame& frame) {
     if (step.merged.buffer >= 0) {
         a.merged = address(frame, step.merged);
         a.z = address(frame, step.z);
-        a.z_stride = step.z.row_stride;
     }
-    if (step.tickets.buffer >= 0) a.tickets = reinterpret_cast<unsigned*>(address(frame, step.tickets));
+    if (step.chunk_states.buffer >= 0) a.chunk_states = address(frame, step.chunk_states);
     bidirectional_scan(a, step.form, stream_of(frame));
 }
 
@@ -249,7 +297,7 @@ void run_scan(const void* parameters, const Frame& frame) {
 const Node* merge_behind(const Lowering& lowering, int node) {
     const Node& scan = lowering.node(node);
     for (int i = 0; i < scan.output_count(); ++i) {
-        if (!feeds_next(lowering, node, scan.output(i), "gated_merge")) return nullptr;
+        if (!lowering.feeds_next(node, scan.output(i), "gated_merge")) return nullptr;
     }
     const Node& merge = lowering.node(node + 1);
     const ValueId z = merge.input(merge.input_count() - 1);
@@ -263,24 +311,38 @@ Operand behind(Operand operand, std::int64_t elements) {
     return operand;
 }
 
+// True when what lies in x, or in the value that x is a part of, may be overwritten by node `node`.
+bool may_overwrite(const Lowering& lowering, int node, ValueId x) {
+    if (!lowering.last_read_at(x, node)) return false;
+    for (int i = 0; i < node; ++i) {
+        const Node& before = lowering.node(i);
+        if (before.op() != "split") continue;
+        for (int k = 0; k < before.output_count(); ++k) {
+            if (before.output(k) == x) return lowering.last_read_at(before.input(0), node);
+        }
+    }
+    return true;
+}
+
 // Lowers one bidirectional_scan node.
 class ScanLowering {
 public:
     ScanLowering(Lowering& lowering, int node, const Target& target)
         : lowering_(lowering),
+          node_(node),
           scan_(lowering.node(node)),
           target_(target),
           merge_(merge_behind(lowering, node)),
           sizes_(sizes_of(lowering, node)),
           own_(scan_.is("backward", "own")),
-          rows_(rows_of(lowering, scan_.input(0))),
-          elements_(rows_ * sizes_.channels) {}
+          rows_(rows_of(lowering, scan_.input(0))) {}
 
     int lower() {
+        x_ = stored_as(lowering_, scan_.input(0), target_.dtype, true);
         describe();
+        choose();
         place();
-        lower_conv();
-        lower_projection();
+        lower_conv_and_projection();
         lower_scan();
         return merge_ != nullptr ? 2 : 1;
     }
@@ -297,54 +359,28 @@ private:
         a.rank = static_cast<int>(sizes_.padded_rank);
         a.dtype = target_.dtype;
         a.factor = merge_ != nullptr && merge_->is("merge", "mean") ? 0.5F : 1.0F;
-        if (merge_ != nullptr) a.z_stride = lowering_.read(merge_->input(merge_->input_count() - 1)).row_stride;
         add_weights(lowering_, scan_, forward_roles, sizes_, a.dtype, a.forward);
         if (a.directions == 2)
             add_weights(lowering_, scan_, own_ ? backward_roles : shared_roles, sizes_, a.dtype, a.backward);
-        step_.form = choose_scan_form(a, target_.device);
+        place_merged();
+        describe_conv();
     }
 
-    // Decides where c, y and the merged result lie.
-    void place() {
-        x_ = stored_as(lowering_, scan_.input(0), target_.dtype, true);
-        const bool both = step_.fixed.directions == 2;
-        if (merge_ != nullptr) {
-            step_.z = stored_as(lowering_, merge_->input(merge_->input_count() - 1), target_.dtype, true);
-            step_.merged = lowering_.write(merge_->output(0), target_.dtype, both ? elements_ : 0);
-            step_.forward_y = step_.merged;
-            step_.backward_y = behind(step_.merged, elements_);
-        } else {
-            step_.forward_y = lowering_.write(scan_.output(0), target_.dtype);
-            if (both) step_.backward_y = lowering_.write(scan_.output(1), target_.dtype);
-        }
-        // The scan may overwrite c with y where each direction has both to itself, one behind the other.
-        if (merge_ != nullptr && (own_ || !both)) {
-            c_ = step_.forward_y;
-        } else {
-            c_ = lowering_.scratch(static_cast<std::size_t>((own_ ? 2 : 1) * elements_) * size_of(target_.dtype));
-            c_.dtype = target_.dtype;
-            c_.row_stride = sizes_.channels;
-        }
-        step_.forward_c = c_;
-        step_.backward_c = own_ ? behind(c_, elements_) : c_;
-        projected_ =
-            lowering_.scratch(static_cast<std::size_t>((own_ ? 2 : 1) * rows_ * sizes_.row()) * size_of(target_.dtype));
-        projected_.dtype = target_.dtype;
-        projected_.row_stride = sizes_.row();
-        step_.forward_projected = projected_;
-        step_.backward_projected = own_ ? behind(projected_, rows_ * sizes_.row()) : projected_;
-        if (const int count = ticket_count(step_.fixed, step_.form); count > 0) {
-            step_.tickets = lowering_.scratch(static_cast<std::size_t>(count) * sizeof(unsigned));
-        }
+    // z, and where the merged result goes: in the place of x, where nobody needs it any more.
+    void place_merged() {
+        if (merge_ == nullptr) return;
+        step_.z = stored_as(lowering_, merge_->input(merge_->input_count() - 1), target_.dtype, true);
+        step_.fixed.z_stride = step_.z.row_stride;
+        const ValueId x = scan_.input(0);
+        const bool in_place = lowering_.read(x).buffer == x_.buffer && may_overwrite(lowering_, node_, x);
+        step_.merged =
+            in_place ? lowering_.in_place(merge_->output(0), x) : lowering_.write(merge_->output(0), target_.dtype);
+        step_.fixed.merged_stride = step_.merged.row_stride;
     }
 
-    void lower_conv() {
-        ConvStep conv{};
-        conv.x = x_;
-        conv.forward = c_;
-        conv.backward = own_ ? step_.backward_c : Operand{};
-        conv.tickets = step_.tickets;
-        CausalConv& a = conv.fixed;
+    void describe_conv() {
+        conv_.x = x_;
+        CausalConv& a = conv_.fixed;
         a.x_stride = x_.row_stride;
         a.forward_taps = transposed(lowering_, scan_.weight(forward_roles.conv_weight), sizes_.width);
         a.forward_bias = float_vector(lowering_, scan_.weight(forward_roles.conv_bias));
@@ -357,40 +393,92 @@ private:
         a.channels = step_.fixed.channels;
         a.width = static_cast<int>(sizes_.width);
         a.dtype = target_.dtype;
-        a.clear_count = ticket_count(step_.fixed, step_.form);
-        const Operand cleared = step_.tickets.buffer >= 0 ? step_.tickets : c_;
-        lowering_.step(step_name("causal_conv1d", scan_).c_str(), run_conv, conv, {x_}, {c_, cleared});
     }
 
-    void lower_projection() {
+    // Whether one kernel does convolution and projection, which leaves c in octets' order, and the scan's form.
+    void choose() {
+        Scan& a = step_.fixed;
+        fused_.conv = conv_.fixed;
+        fused_.features = static_cast<int>(sizes_.row());
+        const bool aligned = merge_ == nullptr || (step_.merged.offset % 4 == 0 && step_.z.offset % 4 == 0);
+        a.merged = merge_ != nullptr ? this : nullptr;  // whether, not where, is what matters until it runs
+        a.order = ScanOrder::Octets;
+        is_fused_ = own_ && x_.offset % 8 == 0 && aligned && conv_x_proj_takes(fused_) && scan_octets_takes(a);
+        if (!is_fused_) a.order = ScanOrder::Rows;
+        if (is_fused_) fused_.split = conv_x_proj_split(fused_, target_.device);
+        if (aligned) step_.form = choose_scan_form(a, target_.device);
+    }
+
+    // Decides where c, the projections and the directions' y lie. Where each direction has its c to itself and only the
+    // merged result is wanted, the scan may overwrite it with y.
+    void place() {
+        const Scan& a = step_.fixed;
+        const std::int64_t elements = a.batch * scan_elements(a.tokens, a.channels, a.order);
+        c_ = scratch((own_ ? 2 : 1) * elements, sizes_.channels);
+        step_.forward_c = conv_.forward = c_;
+        step_.backward_c = own_ ? behind(c_, elements) : c_;
+        if (own_) conv_.backward = step_.backward_c;
+        projected_ = scratch((own_ ? 2 : 1) * rows_ * sizes_.row(), sizes_.row());
+        step_.forward_projected = projected_;
+        step_.backward_projected = own_ ? behind(projected_, rows_ * sizes_.row()) : projected_;
+        if (const std::size_t bytes = scan_room(a, step_.form); bytes > 0)
+            step_.chunk_states = lowering_.scratch(bytes);
+        if (merge_ == nullptr) {
+            step_.forward_y = lowering_.write(scan_.output(0), target_.dtype);
+            step_.backward_y = a.directions == 2 ? lowering_.write(scan_.output(1), target_.dtype) : step_.forward_y;
+        } else if (own_ || a.directions == 1) {
+            step_.forward_y = step_.forward_c;
+            step_.backward_y = step_.backward_c;
+        } else {
+            step_.forward_y = scratch(2 * elements, sizes_.channels);
+            step_.backward_y = behind(step_.forward_y, elements);
+        }
+    }
+    Operand scratch(std::int64_t elements, std::int64_t row_stride) {
+        Operand operand = lowering_.scratch(static_cast<std::size_t>(elements) * size_of(target_.dtype));
+        operand.dtype = target_.dtype;
+        operand.row_stride = row_stride;
+        return operand;
+    }
+
+    void lower_conv_and_projection() {
+        const void* weight = packed_x_proj(lowering_, scan_, sizes_, own_, is_fused_, target_.dtype);
+        if (is_fused_) {
+            fused_.weight = weight;
+            lowering_.step(step_name("causal_conv1d+x_proj", scan_).c_str(), run_conv_x_proj,
+                           ConvXProjStep{conv_, fused_, projected_}, {x_}, {c_, projected_});
+            return;
+        }
+        lowering_.step(step_name("causal_conv1d", scan_).c_str(), run_conv, conv_, {x_}, {c_});
         MatmulShape shape;
         shape.rows = rows_;
         shape.depth = sizes_.channels;
         shape.features = sizes_.row();
         shape.batch = own_ ? 2 : 1;
-        shape.in_batch_stride = elements_;
+        shape.in_batch_stride = rows_ * sizes_.channels;
         shape.out_batch_stride = rows_ * sizes_.row();
-        lower_matmul(lowering_, target_, step_name("x_proj", scan_), shape, c_,
-                     packed_x_proj(lowering_, scan_, sizes_, own_, target_.dtype), nullptr, projected_);
+        lower_matmul(lowering_, target_, step_name("x_proj", scan_), shape, c_, weight, nullptr, projected_);
     }
 
     void lower_scan() {
-        const Operand y = step_.forward_y;
-        const Operand other = merge_ == nullptr && step_.fixed.directions == 2 ? step_.backward_y : y;
         const Operand z = merge_ != nullptr ? step_.z : c_;
-        const Operand tickets = step_.tickets.buffer >= 0 ? step_.tickets : y;
+        const Operand merged = merge_ != nullptr ? step_.merged : step_.forward_y;
+        const Operand room = step_.chunk_states.buffer >= 0 ? step_.chunk_states : merged;
         lowering_.step(step_name(merge_ != nullptr ? "scan+merge" : "scan", scan_).c_str(), run_scan, step_,
-                       {c_, projected_, z}, {y, other, tickets});
+                       {c_, projected_, z}, {step_.forward_y, step_.backward_y, merged, room});
     }
 
     Lowering& lowering_;
+    const int node_;
     const Node& scan_;
     const Target& target_;
     const Node* merge_;  // taken in; null where it is not
     const Sizes sizes_;
     const bool own_;  // the backward direction has its own parameters
     const std::int64_t rows_;
-    const std::int64_t elements_;  // of c in one direction
+    ConvStep conv_{};
+    ConvXProj fused_;
+    bool is_fused_ = false;
     ScanStep step_{};
     Operand x_, c_, projected_;
 };

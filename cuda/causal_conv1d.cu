@@ -25,15 +25,8 @@ __device__ void load_token(const CausalConv& a, std::int64_t image, int token, i
     for (int i = 0; i < V; ++i) to[i] = 0.0F;
 }
 
-__device__ void clear_words(const CausalConv& a) {
-    const int stride = static_cast<int>(gridDim.x) * threads_per_block;
-    for (int i = static_cast<int>(blockIdx.x * threads_per_block + threadIdx.x); i < a.clear_count; i += stride)
-        a.clear[i] = 0;
-}
-
 template <typename T, int V, int W, bool Both>
 __global__ void __launch_bounds__(threads_per_block) convolve(const CausalConv a) {
-    clear_words(a);
     const int columns = a.channels / V;
     const int runs = (a.tokens + tokens_per_thread - 1) / tokens_per_thread;
     const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * threads_per_block + threadIdx.x;
@@ -90,7 +83,6 @@ __global__ void __launch_bounds__(threads_per_block) convolve(const CausalConv a
 // Any width, any number of channels: a thread makes one element of each direction, reading what it needs.
 template <typename T>
 __global__ void __launch_bounds__(threads_per_block) convolve_any(const CausalConv a) {
-    clear_words(a);
     const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * threads_per_block + threadIdx.x;
     if (at >= static_cast<std::int64_t>(a.batch) * a.tokens * a.channels) return;
     const int channel = static_cast<int>(at % a.channels);

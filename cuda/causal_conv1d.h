@@ -22,8 +22,6 @@ struct CausalConv {
     const float* backward_bias = nullptr;
     int batch = 0, tokens = 0, channels = 0, width = 0;
     DType dtype = DType::F32;
-    unsigned* clear = nullptr;  // `clear_count` words set to zero on the way, for the scan that follows
-    int clear_count = 0;
 };
 
 void causal_conv1d(const CausalConv& a, cudaStream_t stream);

@@ -1,5 +1,8 @@
 #include "device.h"
 
+#include <array>
+#include <atomic>
+
 #include "vimrt/error.h"
 
 namespace vimrt::cuda {
@@ -17,6 +20,18 @@ void check(cudaError_t status, const std::string& what) {
         message += "; the device can no longer be used by this process, start it again";
     }
     throw DeviceError(message);
+}
+
+void refuse_memory(std::size_t bytes, const std::string& what) {
+    cudaGetLastError();
+    int device = 0;
+    std::size_t free = 0;
+    std::size_t total = 0;
+    cudaGetDevice(&device);
+    cudaMemGetInfo(&free, &total);
+    throw OutOfMemory("cuda:" + std::to_string(device) + " refused " + std::to_string(bytes) + " bytes of " + what +
+                      ": " + std::to_string(free) + " of " + std::to_string(total) +
+                      " are free; use a smaller batch or image, or give max_memory so that batches run in slices");
 }
 
 DeviceGuard::DeviceGuard(int device) {
@@ -87,6 +102,20 @@ __global__ void probe() {}
 
 }  // namespace
 
+bool runs_code_of_hopper() {
+    // By device: 0 unknown, 1 no, 2 yes.
+    static std::array<std::atomic<char>, 64> known{};
+    int device = 0;
+    check(cudaGetDevice(&device), "the current device is unknown");
+    std::atomic<char>& answer = known[static_cast<std::size_t>(device) % known.size()];
+    if (answer == 0) {
+        cudaFuncAttributes attributes{};
+        check(cudaFuncGetAttributes(&attributes, probe), "the device's code cannot be queried");
+        answer = attributes.ptxVersion >= 90 ? 2 : 1;
+    }
+    return answer == 2;
+}
+
 DeviceProperties find_device(int index) {
     const int count = count_devices();
     if (index >= count) {
@@ -114,7 +143,8 @@ DeviceProperties find_device(int index) {
             10 * found.major + found.minor,
             found.multiProcessorCount,
             found.l2CacheSize,
-            static_cast<int>(found.sharedMemPerBlockOptin)};
+            static_cast<int>(found.sharedMemPerBlockOptin),
+            runs_code_of_hopper()};
 }
 
 }  // namespace vimrt::cuda

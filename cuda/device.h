@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <shared_mutex>
 #include <string>
 
@@ -14,6 +15,9 @@ void check(cudaError_t status, const std::string& what);
 inline void check(cudaError_t status, const char* what) {
     if (status != cudaSuccess) check(status, std::string(what));
 }
+
+// Throws OutOfMemory: how much of `what` was asked for, and how much of the current device's memory is free.
+[[noreturn]] void refuse_memory(std::size_t bytes, const std::string& what);
 
 // Makes `device` the calling thread's current one and puts the former one back.
 class DeviceGuard {
@@ -86,9 +90,14 @@ struct DeviceProperties {
     int multiprocessors = 0;
     int l2_bytes = 0;
     int shared_bytes_per_block = 0;  // the most a block can opt in to
+    bool clusters = false;           // runs_code_of_hopper(): blocks of a cluster see each other's shared memory
 };
 
 // Throws DeviceError unless there are a driver, new enough, and the device `index`, and this build has code for it.
 DeviceProperties find_device(int index);
+
+// True when the calling thread's current device is of compute capability 9.0 or newer and runs code compiled for that:
+// kernels may wait for their predecessors themselves.
+bool runs_code_of_hopper();
 
 }  // namespace vimrt::cuda

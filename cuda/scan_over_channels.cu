@@ -1,5 +1,5 @@
 // The scan with a thread for each channel and direction, its states in registers, token after token: the plain form,
-// for shapes that the wavefront does not take. A block owns 32 channels of an image in both directions.
+// for shapes that scan_columns.cu does not take. A block owns 32 channels of an image in both directions.
 #include "lowering_rules.h"
 #include "scan_steps.cuh"
 
@@ -8,6 +8,19 @@ namespace vimrt::cuda {
 namespace {
 
 constexpr int channels_per_block = 32;
+
+// The token of a direction's step.
+__device__ int token_at(const Scan& a, int direction, int step) {
+    return direction == 0 ? step : a.tokens - 1 - step;
+}
+
+// Steps of a direction's walk whose y is stored as it is: all of them where nothing is merged here.
+__device__ int plain_steps(const Scan& a, int direction) {
+    if (a.merged == nullptr) return a.tokens;
+    if (a.directions == 1) return 0;
+    const int half = (a.tokens + 1) / 2;
+    return direction == 0 ? half : a.tokens - half;
+}
 
 template <typename T, int N>
 __device__ void scan_token(const Scan& a, const ScanDirection& d, std::int64_t row, int channel,
@@ -56,7 +69,7 @@ __global__ void __launch_bounds__(2 * channels_per_block) scan_channels(const __
         }
         if (a.directions == 2) y += to_float(static_cast<const T*>(direction_of(a, 1 - direction).y)[at]);
         const float z = to_float(static_cast<const T*>(a.z)[row * a.z_stride + channel]);
-        static_cast<T*>(a.merged)[at] = from_float<T>(a.factor * y * silu(z));
+        static_cast<T*>(a.merged)[row * a.merged_stride + channel] = from_float<T>(a.factor * y * silu(z));
     }
     if (plain == a.tokens) __syncthreads();
 }
@@ -69,8 +82,6 @@ void scan_over_channels(const Scan& a, cudaStream_t stream) {
     with_storage(a.dtype, [&](auto type) {
         using T = decltype(type);
         switch (a.states) {
-            case 8:
-                return scan_channels<T, 8><<<blocks, threads, 0, stream>>>(a);
             case 16:
                 return scan_channels<T, 16><<<blocks, threads, 0, stream>>>(a);
             case 32:
@@ -78,7 +89,7 @@ void scan_over_channels(const Scan& a, cudaStream_t stream) {
             case 64:
                 return scan_channels<T, 64><<<blocks, threads, 0, stream>>>(a);
         }
-        throw std::logic_error("the scan takes 8, 16, 32 or 64 states");
+        throw std::logic_error("the scan takes 16, 32 or 64 states");
     });
 }
 

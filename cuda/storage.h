@@ -57,6 +57,18 @@ __device__ void store_floats(T* to, const float (&from)[V]) {
     for (int i = 0; i < V; ++i) pack.lane[i] = from_float<T>(from[i]);
     *reinterpret_cast<Pack<T, V>*>(to) = pack;
 }
+
+// Two numbers of 16 bits in a register.
+template <typename T>
+__device__ unsigned pack_two(float first, float second) {
+    const Pack<T, 2> two{from_float<T>(first), from_float<T>(second)};
+    return *reinterpret_cast<const unsigned*>(&two);
+}
+template <typename T>
+__device__ float2 unpack_two(unsigned two) {
+    const auto pack = *reinterpret_cast<const Pack<T, 2>*>(&two);
+    return {to_float(pack.lane[0]), to_float(pack.lane[1])};
+}
 #endif
 
 // Calls function(T{}) with the type that stores `dtype`.

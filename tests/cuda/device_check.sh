@@ -12,13 +12,14 @@ build=${BUILD:-/tmp/vimrt-cuda-build}
 failed=0
 
 wanted() { [[ " $stages " == *" $1 "* ]]; }
-stage() {  # NAME COMMAND...: runs the command with its output in NAME.log, and says how it went
+stage() {  # NAME COMMAND...: runs the command with its output in NAME.log, says how it went, and fails if it failed
     local name=$1 begin=$SECONDS
     shift
     if "$@" >"$out/$name.log" 2>&1; then echo "ok      $name ($((SECONDS - begin)) s)"; else
         echo "FAILED  $name ($((SECONDS - begin)) s)"
         tail -n 25 "$out/$name.log"
         failed=1
+        return 1
     fi
 }
 
@@ -35,11 +36,20 @@ if wanted kernels; then
     stage scan_test "$build/tests/cuda/scan_test"
 fi
 if wanted sanitizer; then
+    running=()
     for tool in memcheck racecheck initcheck synccheck; do
-        stage "$tool-kernels" timeout 200 compute-sanitizer --tool $tool --error-exitcode 1 "$build/tests/cuda/kernels_test" add_norm &
-        stage "$tool-scan" timeout 200 compute-sanitizer --tool $tool --error-exitcode 1 "$build/tests/cuda/scan_test" one_direction &
+        sanitized() {
+            stage "$tool-$1" timeout 200 compute-sanitizer --tool $tool --error-exitcode 1 "${@:2}" &
+            running+=($!)
+        }
+        sanitized norms "$build/tests/cuda/kernels_test" add_norm
+        sanitized convolution "$build/tests/cuda/kernels_test" convolution_and_projection
+        sanitized scan-rows "$build/tests/cuda/scan_test" one_direction
+        # One form in a process: racecheck takes a barrier of one kernel and plain memory of the next for a race.
+        VIMRT_SCAN_FORM=octets sanitized scan-octets "$build/tests/cuda/scan_test" octets_order
+        VIMRT_SCAN_FORM=relay sanitized scan-relay "$build/tests/cuda/scan_test" octets_order
     done
-    wait
+    for process in "${running[@]}"; do wait "$process" || failed=1; done
 fi
 if wanted scan; then stage scan "$build/tests/cuda/scan_bench" && cat "$out/scan.log"; fi
 if wanted engine; then

@@ -1,7 +1,12 @@
 // Every kernel but the scan against fp64, at odd sizes too, with poisoned outputs.
+#include <algorithm>
+#include <utility>
+
 #include "add_norm.h"
+#include "bidirectional_scan.h"
 #include "causal_conv1d.h"
 #include "check.h"
+#include "conv_x_proj.h"
 #include "cublaslt.h"
 #include "device_array.h"
 #include "matmul.h"
@@ -75,6 +80,68 @@ void check_add_norm(int rows, int columns, DType dtype, bool residual, bool cent
     if (residual) CHECK(relative_error(device_stream.values(), sums) <= 1e-7);
 }
 
+// A convolution's inputs and outputs, on the host as the device sees them, and on the device. Rows of x are twice as
+// long as they need be, as those of x and z together are.
+struct Convolution {
+    Convolution(DType dtype, int width, int tokens, int channels, bool both, int images = 2)
+        : batch(images),
+          half(product({batch, tokens, channels})),
+          x(rounded(normal(product({batch, tokens, 2 * channels})), dtype)),
+          taps(rounded(normal(product({2, width, channels}), 0.5), DType::F32)),
+          bias(rounded(normal(product({2, channels}), 0.1), DType::F32)),
+          device_x(x, dtype),
+          device_taps(taps, DType::F32),
+          device_bias(bias, DType::F32),
+          out((both ? 2 : 1) * half, dtype) {
+        a.x = device_x.data();
+        a.x_stride = 2 * channels;
+        a.forward = out.data();
+        if (both) a.backward = out.at(half);
+        a.forward_taps = device_taps.floats();
+        a.backward_taps = both ? device_taps.floats() + width * channels : nullptr;
+        a.forward_bias = device_bias.floats();
+        a.backward_bias = both ? device_bias.floats() + channels : nullptr;
+        a.batch = batch;
+        a.tokens = tokens;
+        a.channels = channels;
+        a.width = width;
+        a.dtype = dtype;
+    }
+
+    void check() const {
+        require(cudaGetLastError());
+        CHECK(relative_error(out.values(), expected()) <= tolerance(a.dtype));
+    }
+
+    // c of both directions, by rows.
+    std::vector<double> expected() const {
+        std::vector<double> c(out.values().size());
+        for (std::size_t i = 0; i < c.size(); ++i) c[i] = silu(sum(i));
+        return c;
+    }
+
+    // Before SiLU.
+    double sum(std::size_t i) const {
+        const bool back = i >= half;
+        const auto channel = static_cast<int>(i % static_cast<std::size_t>(a.channels));
+        const auto row = static_cast<int>(i % half / static_cast<std::size_t>(a.channels));
+        double sum = bias[static_cast<std::size_t>((back ? a.channels : 0) + channel)];
+        for (int j = 0; j < a.width; ++j) {
+            const int token = row % a.tokens + (back ? a.width - 1 - j : j - (a.width - 1));
+            if (token < 0 || token >= a.tokens) continue;
+            sum += taps[static_cast<std::size_t>(((back ? a.width : 0) + j) * a.channels + channel)] *
+                   x[static_cast<std::size_t>((row / a.tokens * a.tokens + token) * a.x_stride + channel)];
+        }
+        return sum;
+    }
+
+    int batch;
+    std::size_t half;  // elements of a direction
+    std::vector<double> x, taps, bias;
+    DeviceArray device_x, device_taps, device_bias, out;
+    CausalConv a;
+};
+
 }  // namespace
 
 TEST(add_norm_of_any_width) {
@@ -96,57 +163,83 @@ TEST(causal_conv1d_of_both_directions) {
             for (const int tokens : {1, 3, 8, 65}) {
                 for (const int channels : {8, 77, 192}) {
                     for (const bool both : {false, true}) {
-                        const int batch = 2;
-                        const std::int64_t stride = 2 * channels;
-                        const auto x = rounded(normal(product({batch, tokens, stride})), dtype);
-                        const auto taps = rounded(normal(product({2, width, channels}), 0.5), DType::F32);
-                        const auto bias = rounded(normal(product({2, channels}), 0.1), DType::F32);
-                        const DeviceArray device_x(x, dtype);
-                        const DeviceArray device_taps(taps, DType::F32);
-                        const DeviceArray device_bias(bias, DType::F32);
-                        const DeviceArray out(product({2, batch, tokens, channels}), dtype);
-                        const DeviceArray words(17, DType::F32);
-                        const std::size_t half = product({batch, tokens, channels});
-                        CausalConv a;
-                        a.x = device_x.data();
-                        a.x_stride = stride;
-                        a.forward = out.data();
-                        if (both) a.backward = out.at(half);
-                        a.forward_taps = device_taps.floats();
-                        a.backward_taps = device_taps.floats() + width * channels;
-                        a.forward_bias = device_bias.floats();
-                        a.backward_bias = device_bias.floats() + channels;
-                        a.batch = batch;
-                        a.tokens = tokens;
-                        a.channels = channels;
-                        a.width = width;
-                        a.dtype = dtype;
-                        a.clear = static_cast<unsigned*>(words.data());
-                        a.clear_count = 17;
-                        causal_conv1d(a, nullptr);
-                        require(cudaGetLastError());
-
-                        std::vector<double> expected((both ? 2 : 1) * half);
-                        for (std::size_t i = 0; i < expected.size(); ++i) {
-                            const bool back = i >= half;
-                            const auto channel = static_cast<int>(i % static_cast<std::size_t>(channels));
-                            const auto row = static_cast<int>(i % half / static_cast<std::size_t>(channels));
-                            double sum = bias[static_cast<std::size_t>((back ? channels : 0) + channel)];
-                            for (int j = 0; j < width; ++j) {
-                                const int token = row % tokens + (back ? width - 1 - j : j - (width - 1));
-                                if (token < 0 || token >= tokens) continue;
-                                sum += taps[static_cast<std::size_t>(((back ? width : 0) + j) * channels + channel)] *
-                                       x[static_cast<std::size_t>((row / tokens * tokens + token) * stride + channel)];
-                            }
-                            expected[i] = silu(sum);
-                        }
-                        std::vector<double> found = out.values();
-                        found.resize(expected.size());
-                        CHECK(relative_error(found, expected) <= tolerance(dtype));
-                        CHECK(words.values() == std::vector<double>(17, 0.0));
+                        const Convolution convolution(dtype, width, tokens, channels, both);
+                        causal_conv1d(convolution.a, nullptr);
+                        convolution.check();
                     }
                 }
             }
+        }
+    }
+}
+
+// c of both directions from octets' order to rows. What stands for no token must be zero.
+std::vector<double> rows_of_octets(std::vector<double> stored, const CausalConv& a) {
+    std::vector<double> rows;
+    for (const bool backward : {false, true}) {
+        for (int row = 0; row < a.batch * a.tokens; ++row) {
+            for (int channel = 0; channel < a.channels; ++channel) {
+                const std::int64_t at =
+                    octet_order_index(a.tokens, a.channels, row / a.tokens, row % a.tokens, channel, backward);
+                rows.push_back(
+                    std::exchange(stored[static_cast<std::size_t>(at) + (backward ? stored.size() / 2 : 0)], 0.0));
+            }
+        }
+    }
+    CHECK(std::all_of(stored.begin(), stored.end(), [](double value) { return value == 0.0; }));
+    return rows;
+}
+
+void check_conv_x_proj(DType dtype, int batch, int tokens, int channels, int features, int split = 1) {
+    const Convolution convolution(dtype, 4, tokens, channels, true, batch);
+    const auto weight = rounded(normal(product({2, features, channels}), 0.1), dtype);
+    std::vector<double> ordered(weight.size());
+    for (std::size_t i = 0; i < weight.size(); ++i) {
+        const auto column = static_cast<std::int64_t>(i) % channels;
+        ordered[i] = weight[i - static_cast<std::size_t>(column - conv_x_proj_channel(column))];
+    }
+    const DeviceArray device_weight(ordered, dtype);
+    const std::int64_t rows = std::int64_t{batch} * tokens;
+    const DeviceArray projected(product({2, rows, features}), dtype);
+    const auto half = static_cast<std::size_t>(batch * scan_elements(tokens, channels, ScanOrder::Octets));
+    const DeviceArray octets(2 * half, dtype);
+    ConvXProj a;
+    a.conv = convolution.a;
+    a.conv.forward = octets.data();
+    a.conv.backward = octets.at(half);
+    a.weight = device_weight.data();
+    a.projected = projected.data();
+    a.features = features;
+    a.split = split;
+    CHECK(conv_x_proj_takes(a));
+    conv_x_proj(a, nullptr);
+    require(cudaGetLastError());
+
+    const std::vector<double> c = rows_of_octets(octets.values(), a.conv);
+    CHECK(relative_error(c, convolution.expected()) <= tolerance(dtype));
+    std::vector<double> expected(projected.values().size(), 0.0);
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+        const auto row = i / static_cast<std::size_t>(features);  // of both directions'
+        const auto feature =
+            i % static_cast<std::size_t>(features) + (row >= static_cast<std::size_t>(rows) ? features : 0);
+        for (std::size_t e = 0; e < static_cast<std::size_t>(channels); ++e) {
+            expected[i] += c[row * static_cast<std::size_t>(channels) + e] *
+                           weight[feature * static_cast<std::size_t>(channels) + e];
+        }
+    }
+    CHECK(relative_error(projected.values(), expected) <= tolerance(dtype));
+}
+
+TEST(convolution_and_projection_in_one) {
+    for (const DType dtype : {DType::F16, DType::BF16}) {
+        for (const int features : {48, 64, 80}) {
+            for (const int tokens : {1, 31, 32, 33, 197}) {
+                for (const int channels : {64, 384}) check_conv_x_proj(dtype, 2, tokens, channels, features);
+            }
+            check_conv_x_proj(dtype, 84, 197, 64, features);  // in long runs
+            if (!find_device(0).clusters) continue;
+            for (const int split : {2, 3, 6}) check_conv_x_proj(dtype, 2, 37, 384, features, split);
+            check_conv_x_proj(dtype, 84, 197, 128, features, 2);
         }
     }
 }

@@ -29,13 +29,12 @@ constexpr Work works[] = {
     {"Ti 1248 B8", 8, 6085, 384, 16},   {"S 1248 B8", 8, 6085, 768, 32},   {"Ti 512 B32", 32, 1025, 384, 16},
 };
 
-float median_ms(const Scan& a, const ScanForm& form, const DeviceArray& tickets) {
+float median_ms(const Scan& a, const ScanForm& form) {
     cudaEvent_t begin = nullptr, end = nullptr;
     require(cudaEventCreate(&begin));
     require(cudaEventCreate(&end));
     std::vector<float> times;
-    for (int run = -2; run < 11; ++run) {
-        require(cudaMemsetAsync(tickets.data(), 0, tickets.bytes()));
+    for (int run = -30; run < 21; ++run) {  // the first ones bring the clock up
         require(cudaEventRecord(begin));
         bidirectional_scan(a, form, nullptr);
         require(cudaEventRecord(end));
@@ -60,24 +59,25 @@ std::vector<double> repeated(std::size_t count, double scale, double mean) {
 void bench(const Work& s, const DeviceProperties& device) {
     constexpr int states = 16;
     const auto elements = static_cast<std::size_t>(s.batch) * s.tokens * s.channels;
-    const DeviceArray c(repeated(2 * elements, 1, 0), DType::F16);
-    const DeviceArray y(2 * elements, DType::F16);
-    const DeviceArray z(repeated(2 * elements, 1, 0), DType::F16);
+    const std::size_t stored =
+        static_cast<std::size_t>(s.batch * scan_elements(s.tokens, s.channels, ScanOrder::Octets));
+    const DeviceArray c(repeated(2 * stored, 1, 0), DType::F16);
+    const DeviceArray y(2 * stored, DType::F16);
+    const DeviceArray x_and_z(repeated(2 * elements, 1, 0), DType::F16);
     const auto rows = static_cast<std::size_t>(s.batch) * s.tokens * (s.rank + 2 * states);
     const DeviceArray projected(repeated(2 * rows, 0.7, 0), DType::F16);
     const DeviceArray weights(repeated(static_cast<std::size_t>(s.rank) * s.channels, 0.2, 0), DType::F16);
     const DeviceArray bias(repeated(static_cast<std::size_t>(s.channels), 1, -4), DType::F32);
     const DeviceArray decay(repeated(static_cast<std::size_t>(s.channels) * states, 1, -8), DType::F32);
-    const DeviceArray tickets(static_cast<std::size_t>(s.batch * s.channels + 1), DType::F32);
     Scan a;
     a.forward = {c.data(), projected.data(), weights.data(), bias.floats(), decay.floats(), bias.floats(), y.data()};
     a.backward = a.forward;
-    a.backward.c = c.at(elements);
+    a.backward.c = c.at(stored);
     a.backward.projected = projected.at(rows);
-    a.backward.y = y.at(elements);
-    a.merged = y.data();
-    a.z = z.data();
-    a.z_stride = 2 * s.channels;
+    a.backward.y = y.at(stored);
+    a.merged = x_and_z.data();
+    a.z = x_and_z.at(static_cast<std::size_t>(s.channels));
+    a.merged_stride = a.z_stride = 2 * s.channels;
     a.factor = 0.5F;
     a.batch = s.batch;
     a.tokens = s.tokens;
@@ -85,16 +85,23 @@ void bench(const Work& s, const DeviceProperties& device) {
     a.states = states;
     a.rank = s.rank;
     a.dtype = DType::F16;
-    a.tickets = static_cast<unsigned*>(tickets.data());
 
-    const ScanForm chosen = choose_scan_form(a, device);
     std::printf("%-12s", s.name);
     const double updates = 2.0 * static_cast<double>(elements) * states;
-    const auto print = [&](const ScanForm& form, bool star) {
-        std::printf(" %d/%d/%d %.2f%c", form.time_lanes, form.warps, form.feeders,
-                    updates / static_cast<double>(median_ms(a, form, tickets)) * 1e-9, star ? '*' : ' ');
-    };
-    for (const ScanForm& form : scan_forms(a, device)) print(form, form == chosen);
+    for (const ScanOrder order : {ScanOrder::Rows, ScanOrder::Octets}) {
+        a.order = order;
+        const ScanForm chosen = choose_scan_form(a, device);
+        std::vector<ScanForm> forms = scan_forms(a, device);
+        if (std::find(forms.begin(), forms.end(), chosen) == forms.end()) forms.push_back(chosen);
+        for (const ScanForm& form : forms) {
+            if (form.kind == ScanForm::Channels) continue;
+            const DeviceArray room(scan_room(a, form) / sizeof(float) + 1, DType::F32);
+            a.chunk_states = room.data();
+            std::printf("  %s", name_of(form.kind));
+            if (form.kind == ScanForm::Octets) std::printf("/%d", form.chunks);
+            std::printf(" %.2f%s", updates / static_cast<double>(median_ms(a, form)) * 1e-9, form == chosen ? "*" : "");
+        }
+    }
     std::printf("\n");
     std::fflush(stdout);
 }
@@ -103,7 +110,7 @@ void bench(const Work& s, const DeviceProperties& device) {
 
 int main(int argc, char** argv) {
     const DeviceProperties device = find_device(0);
-    std::printf("%s: lanes along time/scanning warps/feeders, T updates/s\n", device.name.c_str());
+    std::printf("%s, T updates/s\n", device.name.c_str());
     for (const Work& work : works) {
         if (argc < 2 || std::string(work.name).find(argv[1]) != std::string::npos) bench(work, device);
     }

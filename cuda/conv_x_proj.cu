@@ -1,0 +1,350 @@
+// Convolution and x_proj of both directions.
+//
+// A block owns a run of tokens of an image. It goes through the channels 64 at a time: fetches x, with the three tokens
+// before and behind the run, and the projections' weights for these channels; makes c of both directions from x in
+// shared memory; stores it as the scan takes it; and adds its product with the weights on tensor cores. So c is never
+// read back. Where there are few runs, the blocks of a cluster split the channels of one, and sum their products.
+#include "conv_x_proj.h"
+
+#include <algorithm>
+
+#include "activations.h"
+#include "launch.h"
+#include "lowering_rules.h"
+#include "slab.cuh"
+#include "storage.h"
+
+namespace vimrt::cuda {
+
+namespace {
+
+constexpr int width = 4;  // taps
+constexpr int halo = width - 1;
+constexpr int warp_size = 32;
+constexpr int warp_tokens = 16;   // of a direction
+constexpr int lane_channels = 2;  // that a thread convolves
+
+// Tokens of a block, two warps (one for each direction) for every 16.
+template <int Tokens>
+constexpr int threads_of = Tokens / warp_tokens * 2 * warp_size;
+
+template <int Tokens>
+constexpr int blocks_wanted = Tokens == 32 ? 4 : 2;
+
+template <int Features, int Tokens>
+struct Layout {
+    static constexpr int x_bytes = (Tokens + 2 * halo) * slab_row_bytes;
+    static constexpr int weight_bytes = 2 * Features * slab_row_bytes;
+    static constexpr int stage_bytes = x_bytes + weight_bytes;
+    static constexpr int c_bytes = Tokens * slab_row_bytes;  // of a direction
+    static constexpr int bytes = 2 * stage_bytes + 2 * c_bytes;
+};
+
+template <typename T, int Features, int Tokens>
+class Run {
+    using Sizes = Layout<Features, Tokens>;
+    static constexpr int threads = threads_of<Tokens>;
+    static constexpr int blocks_of_8 = Features / 8;
+
+public:
+    // `part`: which of a.split.
+    __device__ Run(const ConvXProj& a, int image, int first, int part, char* shared)
+        : a_(a),
+          image_(image),
+          first_(first),
+          part_(part),
+          thread_(static_cast<int>(threadIdx.x)),
+          lane_(thread_ % warp_size),
+          direction_(thread_ / warp_size % 2),
+          first_row_(thread_ / warp_size / 2 * warp_tokens),
+          stages_(shared),
+          c_(shared + 2 * Sizes::stage_bytes) {}
+
+    __device__ void take() {
+        const int slabs = a_.conv.channels / slab / a_.split;
+        const int first_slab = part_ * slabs;
+        const bool works = first_ + first_row_ < a_.conv.tokens;
+        Fetch fetch(*this, first_slab);
+        fetch.next(stages_);
+        int stage = 0;
+        for (int s = 0; s < slabs; ++s) {
+            const char* here = stages_ + stage;
+            stage = Sizes::stage_bytes - stage;
+            wait_for_copies<0>();
+            __syncthreads();
+            if (s + 1 < slabs) fetch.next(stages_ + stage);
+            if (!works) continue;
+            if (direction_ == 0) {
+                convolve<0>(first_slab + s, here, a_.conv.forward_taps, a_.conv.forward_bias);
+            } else {
+                convolve<1>(first_slab + s, here, a_.conv.backward_taps, a_.conv.backward_bias);
+            }
+            __syncwarp();
+            store_octets(first_slab + s);
+            multiply(here + Sizes::x_bytes);
+            __syncwarp();
+        }
+        if (a_.split > 1) {
+            sum_of_cluster();
+        } else if (works) {
+            store();
+        }
+    }
+
+private:
+    // Brings slab after slab of x and of the weights.
+    class Fetch {
+        static constexpr int rows = threads / slab_pieces;  // at a time
+        static_assert(rows % 8 == 0, "a thread's rows lie at the same place of theirs");
+
+    public:
+        __device__ Fetch(const Run& run, int first_slab)
+            : first_(run.thread_ / slab_pieces),
+              tokens_(run.a_.conv.tokens),
+              first_token_(run.first_ - halo + first_),
+              x_row_bytes_(run.a_.conv.x_stride * 2),
+              weight_row_bytes_(run.a_.conv.channels * 2),
+              place_(place_in_slab(first_, run.thread_ % slab_pieces)) {
+            const int piece = first_slab * slab_row_bytes + run.thread_ % slab_pieces * 16;
+            const std::int64_t token = static_cast<std::int64_t>(run.image_) * tokens_ + first_token_;
+            x_ = static_cast<const char*>(run.a_.conv.x) + token * x_row_bytes_ + piece;
+            weight_ =
+                static_cast<const char*>(run.a_.weight) + static_cast<std::int64_t>(first_) * weight_row_bytes_ + piece;
+        }
+
+        __device__ void next(char* stage) {
+            const unsigned to = shared_address(stage) + place_;
+#pragma unroll
+            for (int row = 0; row < Tokens + 2 * halo; row += rows) {
+                if (row + rows > Tokens + 2 * halo && row + first_ >= Tokens + 2 * halo) break;
+                const bool there = static_cast<unsigned>(first_token_ + row) < static_cast<unsigned>(tokens_);
+                copy_async_or_clear(to + row * slab_row_bytes, x_ + row * x_row_bytes_, there);
+            }
+#pragma unroll
+            for (int row = 0; row < 2 * Features; row += rows) {
+                if (row + rows > 2 * Features && row + first_ >= 2 * Features) break;
+                copy_async(to + Sizes::x_bytes + row * slab_row_bytes, weight_ + row * weight_row_bytes_);
+            }
+            commit_copies();
+            x_ += slab_row_bytes;
+            weight_ += slab_row_bytes;
+        }
+
+    private:
+        const int first_;
+        const int tokens_, first_token_;
+        const int x_row_bytes_, weight_row_bytes_;
+        const int place_;
+        const char* x_;
+        const char* weight_;
+    };
+
+    // The warp's 16 tokens, of all the slab's channels.
+    template <int Direction>
+    __device__ void convolve(int s, const char* x_slab, const float* taps, const float* biases) const {
+        const int channel = s * slab + lane_ * lane_channels;
+        float tap[width][lane_channels], bias[lane_channels];
+        load_floats(biases + channel, bias);
+#pragma unroll
+        for (int j = 0; j < width; ++j) load_floats(taps + j * a_.conv.channels + channel, tap[j]);
+        const char* from = x_slab + first_row_ * slab_row_bytes;
+        float x[warp_tokens + halo][lane_channels];
+#pragma unroll
+        for (int i = 0; i < warp_tokens + halo; ++i) {
+            const int row = i + Direction * halo;
+            load_floats(reinterpret_cast<const T*>(from + row * slab_row_bytes + (lane_ * 4 ^ row % 8 * 16)), x[i]);
+            const int t = i - halo;
+            if (t < 0) continue;
+            float c[lane_channels];
+#pragma unroll
+            for (int k = 0; k < lane_channels; ++k) {
+                float sum = bias[k];
+#pragma unroll
+                for (int j = 0; j < width; ++j) sum = fmaf(tap[j][k], x[Direction == 0 ? t + j : i - j][k], sum);
+                c[k] = silu(sum);
+            }
+            store_pair(t, pack_two<T>(c[0], c[1]));
+        }
+        // An octet's rest is zeros (scan_elements()).
+#pragma unroll 1
+        for (int t = a_.conv.tokens - first_ - first_row_; t < warp_tokens; ++t) store_pair(t, 0);
+    }
+    // To the warp's row t of c.
+    __device__ void store_pair(int t, unsigned pair) const {
+        *reinterpret_cast<unsigned*>(own_c() + t * slab_row_bytes + (place_of_pair(lane_) ^ t % 8 * 16)) = pair;
+    }
+    __device__ char* own_c() const {
+        return c_ + direction_ * Sizes::c_bytes + first_row_ * slab_row_bytes;
+    }
+
+    // Where a pair of channels lies in a row of c that is a multiple of 8, in the order of conv_x_proj_channel().
+    __device__ static int place_of_pair(int pair) {
+        return pair / 8 * 32 + pair % 2 * 16 + pair % 8 / 2 * 4;
+    }
+
+    // Stores the warp's 16 tokens of the slab in octets' order.
+    __device__ void store_octets(int s) const {
+        const CausalConv& conv = a_.conv;
+        constexpr int octet_bytes = octet_tokens * column_channels * 2;
+        const int octets = (conv.tokens + octet_tokens - 1) / octet_tokens;
+        const int first = (first_ + first_row_) / octet_tokens;
+        const int step = direction_ == 0 ? lane_ % 8 : octet_tokens - 1 - lane_ % 8;
+        const unsigned from = shared_address(own_c()) + (lane_ / 16 * 8 + step) * slab_row_bytes;
+        const int at = (lane_ / 8 % 2 ^ step) * 16;
+        const std::int64_t column =
+            static_cast<std::int64_t>(image_) * (conv.channels / column_channels) + s * (slab / column_channels);
+        char* to = static_cast<char*>(direction_ == 0 ? conv.forward : conv.backward) +
+                   (column * octets + first) * octet_bytes + lane_ * 8;
+        const bool both = first + 1 < octets;
+#pragma unroll
+        for (int i = 0; i < slab / column_channels; ++i) {
+            unsigned values[4];  // of two octets, both halves of the column's channels
+            load_transposed(values, from + (at ^ i * 32));
+            *reinterpret_cast<uint2*>(to) = uint2{values[0], values[1]};
+            if (both) *reinterpret_cast<uint2*>(to + octet_bytes) = uint2{values[2], values[3]};
+            to += octets * octet_bytes;
+        }
+    }
+
+    // Adds the slab's part of the warp's 16 tokens.
+    __device__ void multiply(const char* weights) {
+        multiply_slab<T>(sum_, own_c(), weights + direction_ * Features * slab_row_bytes, lane_);
+    }
+
+    // Sums what the cluster's blocks have, each an equal part of it, by way of their shared memory.
+    __device__ void sum_of_cluster() const {
+        const CausalConv& conv = a_.conv;
+        __syncthreads();  // the slabs have been read
+        const unsigned sums = shared_address(stages_);
+        const int row = direction_ * Tokens + first_row_ + lane_ / 4;
+#pragma unroll
+        for (int block = 0; block < blocks_of_8; ++block) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                store_shared(sums + ((row + 8 * half) * Features + block * 8 + lane_ % 4 * 2) * 4,
+                             float2{sum_[block][2 * half], sum_[block][2 * half + 1]});
+            }
+        }
+        meet_cluster();
+        const std::int64_t rows = static_cast<std::int64_t>(conv.batch) * conv.tokens;
+        for (int at = (part_ * threads + thread_) * 4; at < 2 * Tokens * Features; at += a_.split * threads * 4) {
+            const int direction = at / Features / Tokens;
+            const int token = first_ + at / Features % Tokens;
+            if (token >= conv.tokens) continue;
+            float sum[4] = {};
+            for (int part = 0; part < a_.split; ++part) {
+                const float4 four = load_from_block(sums + at * 4, part);
+                sum[0] += four.x, sum[1] += four.y, sum[2] += four.z, sum[3] += four.w;
+            }
+            store_floats(static_cast<T*>(a_.projected) +
+                             (direction * rows + static_cast<std::int64_t>(image_) * conv.tokens + token) * Features +
+                             at % Features,
+                         sum);
+        }
+        meet_cluster();  // nobody reads a block that has ended
+    }
+
+    __device__ void store() const {
+        const CausalConv& conv = a_.conv;
+        const std::int64_t rows = static_cast<std::int64_t>(conv.batch) * conv.tokens;
+        T* to = static_cast<T*>(a_.projected) + (direction_ * rows + image_ * conv.tokens) * Features;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int token = first_ + first_row_ + lane_ / 4 + 8 * half;
+            if (token >= conv.tokens) continue;
+#pragma unroll
+            for (int block = 0; block < blocks_of_8; ++block) {
+                const float two[2] = {sum_[block][2 * half], sum_[block][2 * half + 1]};
+                store_floats(to + static_cast<std::int64_t>(token) * Features + block * 8 + lane_ % 4 * 2, two);
+            }
+        }
+    }
+
+    const ConvXProj& a_;
+    const int image_, first_, part_;
+    const int thread_, lane_;
+    const int direction_, first_row_;  // of the warp's products
+    char* const stages_;               // [2]: x, then both directions' weights
+    char* const c_;                    // [2 directions][tokens]
+    float sum_[blocks_of_8][4] = {};
+};
+
+template <typename T, int Features, int Tokens>
+__global__ void __launch_bounds__(threads_of<Tokens>, blocks_wanted<Tokens>)
+    convolve_and_project(const __grid_constant__ ConvXProj a) {
+    extern __shared__ float4 shared[];
+    const int runs = (a.conv.tokens + Tokens - 1) / Tokens;
+    const int index = static_cast<int>(blockIdx.x) / a.split;
+    wait_for_predecessor();
+    let_successor_begin();
+    Run<T, Features, Tokens> run(a, index / runs, index % runs * Tokens, static_cast<int>(blockIdx.x) % a.split,
+                                 reinterpret_cast<char*>(shared));
+    run.take();
+}
+
+// Each block reads all weights of its channels. Where they are much, longer runs are faster for reading them less
+// often; else shorter ones, of which there are more.
+constexpr int many_features = 80;
+constexpr std::int64_t many_tokens = 16384;
+int run_tokens(const ConvXProj& a) {
+    return a.features == many_features && std::int64_t{a.conv.tokens} * a.conv.batch >= many_tokens ? 64 : 32;
+}
+
+constexpr int max_split = 8;         // blocks of a cluster on every device that has them
+constexpr int blocks_that_fill = 4;  // a multiprocessor
+
+template <typename F>
+void with_features(int features, const F& function) {
+    switch (features) {
+        case 48:
+            return function.template operator()<48>();
+        case 64:
+            return function.template operator()<64>();
+        case 80:
+            return function.template operator()<80>();
+    }
+    throw std::logic_error("the fused projection has no such width");
+}
+
+}  // namespace
+
+bool conv_x_proj_takes(const ConvXProj& a) {
+    const CausalConv& conv = a.conv;
+    return conv.dtype != DType::F32 && conv.width == width && conv.backward_taps != nullptr &&
+           conv.channels % slab == 0 && conv.x_stride % 8 == 0 &&
+           (a.features == 48 || a.features == 64 || a.features == 80);
+}
+
+int conv_x_proj_split(const ConvXProj& a, const DeviceProperties& device) {
+    if (!device.clusters) return 1;
+    const int slabs = a.conv.channels / slab;
+    const std::int64_t runs = std::int64_t{blocks_for(a.conv.tokens, run_tokens(a))} * a.conv.batch;
+    int best = 1;
+    for (int split = 2; split <= std::min(max_split, slabs); ++split) {
+        if (slabs % split == 0 && runs * split <= std::int64_t{blocks_that_fill} * device.multiprocessors) best = split;
+    }
+    return best;
+}
+
+void conv_x_proj(const ConvXProj& a, cudaStream_t stream) {
+    const auto start = [&]<typename T, int Features, int Tokens>() {
+        const auto kernel = convolve_and_project<T, Features, Tokens>;
+        constexpr int bytes = Layout<Features, Tokens>::bytes;
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+              "conv_x_proj: shared memory");
+        const auto split = static_cast<unsigned>(a.split);
+        const unsigned blocks = blocks_for(a.conv.tokens, Tokens) * static_cast<unsigned>(a.conv.batch) * split;
+        launch("conv_x_proj", kernel, {blocks, threads_of<Tokens>, bytes, split}, stream, a);
+    };
+    const auto start_of_type = [&]<typename T>() {
+        if (run_tokens(a) == 64) return start.template operator()<T, many_features, 64>();
+        with_features(a.features, [&]<int Features>() { start.template operator()<T, Features, 32>(); });
+    };
+    if (a.conv.dtype == DType::F16) {
+        start_of_type.template operator()<__half>();
+    } else {
+        start_of_type.template operator()<__nv_bfloat16>();
+    }
+}
+
+}  // namespace vimrt::cuda

@@ -1,0 +1,32 @@
+// The causal convolution of both directions and the projection of its results to delta, B and C, in one read of x.
+#pragma once
+
+#include <cstdint>
+
+#include "bidirectional_scan.h"
+#include "causal_conv1d.h"
+
+namespace vimrt::cuda {
+
+struct ConvXProj {
+    CausalConv conv;               // both directions, 4 taps, 16-bit storage; c in ScanOrder::Octets
+    const void* weight = nullptr;  // (directions, features, channels), channels in the order of conv_x_proj_channel()
+    void* projected = nullptr;     // (directions, batch, tokens, features)
+    int features = 0;              // rank and twice the states, as x_proj gives them
+    int split = 1;                 // blocks that share the channels of a run of tokens: see conv_x_proj_split()
+};
+
+// Which channel the weight's column `column` is for: of every 16, those that a lane of the scan has beside each other
+// come first, then those that it has beside them (channel_of_row() of scan_octet.cuh).
+inline std::int64_t conv_x_proj_channel(std::int64_t column) {
+    const std::int64_t row = column % 16;
+    return column - row + row % 8 / 2 * 4 + row % 2 + row / 8 * 2;
+}
+
+// What the kernel was made for: the published models' shapes. Others take the two steps one after the other.
+bool conv_x_proj_takes(const ConvXProj& a);
+// Into how many blocks channels are split for a shape: more than one where runs of tokens do not fill the device.
+int conv_x_proj_split(const ConvXProj& a, const DeviceProperties& device);
+void conv_x_proj(const ConvXProj& a, cudaStream_t stream);
+
+}  // namespace vimrt::cuda

@@ -1,0 +1,148 @@
+// Instructions that CUDA C++ has no name for, each behind a function. A warp's lane is g = lane / 4, q = lane % 4 where
+// a matrix is spread over its registers (PTX ISA, "Matrix Fragments").
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <type_traits>
+
+namespace vimrt::cuda {
+
+// sum += a b, 16x16 and 16x8, of T (16 bits), fp32 sums. Lane: sum = rows g, g, g + 8, g + 8, columns 2 q, 2 q + 1 of
+// each; a = row g, then g + 8, columns 2 q and 2 q + 1, then both rows 8 columns on; b = rows 2 q, 2 q + 1 of column g,
+// then 8 rows on.
+template <typename T>
+__device__ inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    if constexpr (std::is_same_v<T, __half>) {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    } else {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    }
+}
+
+// sum += a b, 16x8 and 8x8, of fp32 cut to tf32: of 24 bits of a number the first 11 count. Lane: sum as above; a =
+// rows g, g + 8 of column q, then of column q + 4; b = row q of column g, then row q + 4.
+__device__ inline void multiply_add_tf32(float (&sum)[4], const float (&a)[4], const float (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+          "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+// The first half of it: 16x4 and 4x8.
+__device__ inline void multiply_add_tf32(float (&sum)[4], const float (&a)[2], float b) {
+    asm("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(b)));
+}
+
+// Where p lies in shared memory.
+__device__ inline unsigned shared_address(const void* p) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+
+template <typename V>
+__device__ V load_shared(unsigned at) {
+    return *static_cast<const V*>(__cvta_shared_to_generic(at));
+}
+template <typename V>
+__device__ void store_shared(unsigned at, const V& value) {
+    *static_cast<V*>(__cvta_shared_to_generic(at)) = value;
+}
+
+// 8x8 matrices of 16-bit elements from shared memory, whose rows of 16 bytes lanes point to, the first 8 lanes to those
+// of the first and so on: elements 2 q and 2 q + 1 of row g of each.
+__device__ inline void load_matrices(unsigned (&to)[4], unsigned row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(row)
+                 : "memory");
+}
+// The same, transposed: elements 2 q and 2 q + 1 of column g.
+__device__ inline void load_transposed(unsigned (&to)[4], unsigned row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(row)
+                 : "memory");
+}
+// An 8x8 matrix of 16-bit elements in registers, transposed.
+__device__ inline unsigned transpose(unsigned matrix) {
+    unsigned result;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(matrix));
+    return result;
+}
+
+// Copies 16 bytes to shared memory behind the thread's back, through the second-level cache alone.
+__device__ inline void copy_async(unsigned to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(to), "l"(from) : "memory");
+}
+// The same, or zeros where there is nothing.
+__device__ inline void copy_async_or_clear(unsigned to, const void* from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"(to), "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
+}
+// Ends a group of the thread's copies.
+__device__ inline void commit_copies() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Until all but the last `Pending` groups are there.
+template <int Pending>
+__device__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+// All threads of the cluster; what they wrote before it can be read behind it.
+__device__ inline void meet_cluster() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// 16 bytes of the shared memory of a block of the cluster, from where they lie in one's own.
+__device__ inline float4 load_from_block(unsigned at, int block) {
+    float4 four;
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n.reg .u32 there;\n"
+        "mapa.shared::cluster.u32 there, %4, %5;\n"
+        "ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [there];\n}"
+        : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w)
+        : "r"(at), "r"(block)
+        : "memory");
+#else
+    four = load_shared<float4>(at);
+#endif
+    return four;
+}
+
+// A barrier in shared memory at which `threads` threads arrive: what they wrote can be read behind it.
+__device__ inline void begin_barrier(unsigned at, int threads) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(at), "r"(threads) : "memory");
+}
+// Behind all its uses.
+__device__ inline void end_barrier(unsigned at) {
+    asm volatile("mbarrier.inval.shared.b64 [%0];" ::"r"(at) : "memory");
+}
+__device__ inline void arrive_at(unsigned at) {
+    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(at) : "memory");
+}
+// Until all have arrived: the first time with parity 0, then with 1 and 0 in turn.
+__device__ inline void wait_at(unsigned at, int parity) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n.reg .pred there;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared.b64 there, [%0], %1;\n"
+        "@!there bra again;\n}" ::"r"(at),
+        "r"(parity)
+        : "memory");
+#endif
+}
+
+}  // namespace vimrt::cuda

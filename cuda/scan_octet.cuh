@@ -1,0 +1,346 @@
+// An octet: eight tokens of a column of 16 channels of one direction, as a warp prepares them and reads their states,
+// in 16-bit storage and ScanOrder::Octets. A step is a token, in the order in which the direction walks.
+//
+// Lane g = lane / 4, q = lane % 4 of a warp has the channels in rows g and g + 8 of the column, and of the 16 states
+// the `q`th four. Values of an octet are spread as tensor cores spread the sum of a product (ptx.cuh), with its steps
+// as columns: the lane has the steps 2 q and 2 q + 1 of both rows. The time steps' projection, and what C reads of the
+// states, are products on tensor cores.
+#pragma once
+
+#include "ptx.cuh"
+#include "scan_steps.cuh"
+
+namespace vimrt::cuda {
+
+constexpr int warp_size = 32;
+constexpr unsigned all_lanes = 0xFFFFFFFFU;
+constexpr int octet_states = 16;
+constexpr int lane_states = 4;  // of each of a lane's two channels
+constexpr int octet_elements = octet_tokens * column_channels;
+
+struct Lane {
+    int index, g, q;
+
+    __device__ explicit Lane(int thread) : index(thread % warp_size), g(index / 4), q(index % 4) {}
+};
+
+// Calls function(i, t) for both of a lane's rows g + 8 i and both of its steps 2 q + t.
+template <typename F>
+__device__ void for_each_element(const F& function) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int t = 0; t < 2; ++t) function(i, t);
+    }
+}
+
+using States = float[2][lane_states];
+
+// Calls function(i, n) for every state of a lane.
+template <typename F>
+__device__ void for_each_state(const F& function) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int n = 0; n < lane_states; ++n) function(i, n);
+    }
+}
+
+// Which channel of a column is row g + 8 i: such that a lane has four neighbours of a token where rows and steps are
+// exchanged.
+__device__ inline int channel_of_row(int g, int i) {
+    return g / 2 * 4 + g % 2 + 2 * i;
+}
+
+// Of an octet what its lanes have of rows and steps. [i][t]: of channel row g + 8 i at step 2 q + t.
+struct Octet {
+    float delta[2][2];  // time steps; before, x that they are the softplus of
+    float drive[2][2];  // Delta c
+    float y[2][2];      // begins as D c
+};
+
+// Bytes of shared memory of an octet's B, by step, and of its time steps and drives, by pairs of steps, a little apart
+// so that lanes meet different banks.
+constexpr int in_bytes = octet_tokens * octet_states * 4;
+constexpr int pair_bytes = column_channels * 16 + 32;
+constexpr int octet_bytes = in_bytes + octet_tokens / 2 * pair_bytes;
+
+// dt_weight of a column, of rank `rank`.
+constexpr int weight_bytes(int rank) {
+    return rank * column_channels * 2;
+}
+
+// A column of a direction of an image, as a warp walks it. Buffers: octets that shared memory has room for; functions
+// are told which one by its first byte.
+template <typename T, int Rank, int Buffers>
+class Column {
+public:
+    using Values = Few<T, 4>;
+    static constexpr int bytes = Buffers * octet_bytes + weight_bytes(Rank);
+
+    // `memory`: `bytes` of shared memory, of the warp alone, aligned to 64.
+    __device__ Column(const Scan& a, int image, int column, int direction, const Lane& lane, unsigned memory)
+        : a_(a),
+          lane_(lane),
+          direction_(direction),
+          last_((a.tokens - 1) / octet_tokens),
+          first_channel_(column * column_channels),
+          memory_(memory) {
+        const ScanDirection& d = direction_of(a, direction);
+        const ScanDirection& other = direction_of(a, 1 - direction);
+        const std::int64_t first_row = static_cast<std::int64_t>(image) * a.tokens;
+        const std::int64_t columns_before = static_cast<std::int64_t>(image) * (a.channels / column_channels) + column;
+        const std::int64_t first = columns_before * octets() * octet_elements;
+        rows_ = place(d.projected, first_row * row_length + 4 * lane.q);
+        c_ = place(d.c, first + lane.index * 4);
+        y_ = place(d.y, first + lane.index * 4);
+        other_y_ = place(other.y, first + (lane.index ^ 3) * 4);  // whose steps are the other way round
+        z_ = place(a.z, first_row * a.z_stride + first_channel_ + 4 * lane.q);
+        merged_ = place(a.merged, first_row * a.merged_stride + first_channel_ + 4 * lane.q);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            bias_[i] = d.dt_bias[channel_of(i)];
+            skip_[i] = d.skip[channel_of(i)];
+        }
+        store_weights(static_cast<const T*>(d.dt_weight));
+    }
+
+    // A log2(e) of the lane's states.
+    __device__ void load_rates(States& rates) const {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            load_floats(direction_of(a_, direction_).decay + channel_of(i) * octet_states + 4 * lane_.q, rates[i]);
+    }
+
+    // The first byte of a buffer in shared memory.
+    __device__ unsigned buffer(int i) const {
+        return memory_ + i * octet_bytes;
+    }
+
+    __device__ int octets() const {
+        return last_ + 1;
+    }
+    // The octet that comes `step`th on the direction's walk; beyond its end, the last one.
+    __device__ int octet_at(int step) const {
+        return forward() ? min(step, last_) : max(last_ - step, 0);
+    }
+    // The one behind an octet on the walk; behind the last one, that.
+    __device__ int octet_behind(int octet) const {
+        return max(min(octet + (forward() ? 1 : -1), last_), 0);
+    }
+    // Of octets on the walk, how many leave their y for the other direction to merge.
+    __device__ int plain_octets() const {
+        if (a_.directions == 1) return 0;
+        return (octets() + (forward() ? 1 : 0)) / 2;
+    }
+
+    // Begins to read an octet's c, B, C and delta.
+    __device__ void fetch(int octet) {
+        fetched_c_ = Values::at(row_in(c_, octet, octet_elements));
+        const char* row = row_in(rows_, own_token(octet), row_length);
+        const auto at = [&](int element) { return Values::at(row + element * static_cast<int>(sizeof(T))); };
+#pragma unroll
+        for (int k = 0; k < Rank / 16; ++k) low_rank_[k] = at(16 * k);
+        in_ = at(Rank);
+        out_ = at(Rank + octet_states);
+    }
+    // Begins to read its z, which turn_z() makes ready, and the other direction's y.
+    __device__ void fetch_gate(int octet) {
+        z_values_ = Values::at(row_in(z_, own_token(octet), a_.z_stride));
+        if (a_.directions == 2) other_values_ = Values::at(row_in(other_y_, octet, octet_elements));
+    }
+
+    // Of making ready the octet that was fetched: B to shared memory, and x of its time steps. What reads of its states
+    // is left in `out`.
+    __device__ void spread_and_project(unsigned buffer, Octet& octet, Values& out) const {
+        float in[4];
+        in_.to_floats(in);
+        out = out_;
+        // Of the step whose row the lane fetched.
+        store_shared(buffer + lane_.g * octet_states * 4 + lane_.q * 16, float4{in[0], in[1], in[2], in[3]});
+        project(octet.delta);
+    }
+    // From x to the time step, drive and D c.
+    __device__ void activate(int i, int t, Octet& octet) const {
+        float c[4];
+        fetched_c_.to_floats(c);
+        octet.delta[i][t] = softplus<false>(octet.delta[i][t]);
+        octet.drive[i][t] = octet.delta[i][t] * c[2 * i + t];
+        octet.y[i][t] = skip_[i] * c[2 * i + t];
+    }
+    // Time steps and drives to those who take them.
+    __device__ void give_steps(unsigned buffer, const Octet& octet) const {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const float(&delta)[2] = octet.delta[i];
+            const float(&drive)[2] = octet.drive[i];
+            store_shared(steps(buffer) + lane_.q * pair_bytes + (lane_.g + 8 * i) * 16,
+                         float4{delta[0], drive[0], delta[1], drive[1]});
+        }
+    }
+
+    // Of a pair of steps, what a lane takes for one of its channels.
+    struct Pair {
+        float delta[2], drive[2];
+    };
+    __device__ void take_steps(unsigned buffer, int pair, Pair (&of)[2]) const {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const auto four = load_shared<float4>(steps(buffer) + pair * pair_bytes + (lane_.g + 8 * i) * 16);
+            of[i] = {{four.x, four.z}, {four.y, four.w}};
+        }
+    }
+    // B of a step, of the lane's states.
+    __device__ void load_in(unsigned buffer, int step, float (&in)[lane_states]) const {
+        load_four(buffer + step * octet_states * 4 + lane_.q * 16, in);
+    }
+
+    // What C of step t reads of the states behind it, left in `sum` where the step is the lane's.
+    // `out`: of step g, as it was left. The cores cut states to tf32, `uncut` makes good for it.
+    __device__ void read(int t, const States& s, const float (&out)[4], float (&sum)[2][2]) const {
+        // Products of the states with C of every step, of which this step's count.
+        float products[4] = {};
+        multiply_add_tf32(products, {s[0][0], s[1][0], s[0][1], s[1][1]}, {out[0], out[1]});
+        multiply_add_tf32(products, {s[0][2], s[1][2], s[0][3], s[1][3]}, {out[2], out[3]});
+        if (lane_.q == t / 2) sum[0][t % 2] = products[t % 2], sum[1][t % 2] = products[2 + t % 2];
+    }
+    // Where numbers' digits are spread as in a table of logarithms, tf32 has 3.52e-4 less of them on average.
+    static constexpr float uncut = 1.0F / (1.0F - 3.52e-4F);
+
+    // The other direction's y.
+    __device__ float other(int i, int t) const {
+        if (a_.directions == 1) return 0.0F;
+        float y[4];
+        other_values_.to_floats(y);
+        return y[2 * i + 1 - t];
+    }
+    // z from tokens by lanes, as it lies in memory, to channels by lanes, as it is multiplied.
+    __device__ void turn_z() {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) z_values_.word(i) = transpose(z_values_.word(i));
+    }
+    // factor SiLU(z).
+    __device__ float gate(int i, int t) const {
+        float z[4];
+        z_values_.to_floats(z);
+        return a_.factor * silu(z[2 * i + t]);
+    }
+
+    // Stores an octet's y for the other direction.
+    __device__ void store(int octet, const float (&y)[2][2]) const {
+        Values::of({y[0][0], y[0][1], y[1][0], y[1][1]}).put(row_in(y_, octet, octet_elements));
+    }
+    // Stores an octet's merged result.
+    __device__ void store_merged(int octet, const float (&y)[2][2]) const {
+        Values values = Values::of({y[0][0], y[0][1], y[1][0], y[1][1]});
+#pragma unroll
+        for (int i = 0; i < 2; ++i) values.word(i) = transpose(values.word(i));
+        if (octet * octet_tokens + token_of_step(lane_.g) < a_.tokens)
+            values.put(row_in(merged_, own_token(octet), a_.merged_stride));
+    }
+
+private:
+    __device__ bool forward() const {
+        return direction_ == 0;
+    }
+    static constexpr int row_length = Rank + 2 * octet_states;
+
+    __device__ int channel_of(int i) const {
+        return first_channel_ + channel_of_row(lane_.g, i);
+    }
+    // Which token of an octet a step is.
+    __device__ int token_of_step(int step) const {
+        return forward() ? step : octet_tokens - 1 - step;
+    }
+    // The token whose rows the lane reads and writes, that of step g; beyond the last one, that.
+    __device__ int own_token(int octet) const {
+        return min(octet * octet_tokens + token_of_step(lane_.g), a_.tokens - 1);
+    }
+
+    __device__ static unsigned steps(unsigned buffer) {
+        return buffer + in_bytes;
+    }
+    __device__ unsigned weights() const {
+        return buffer(Buffers);
+    }
+    __device__ static void load_four(unsigned from, float (&to)[4]) {
+        const auto four = load_shared<float4>(from);
+        to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+    }
+
+    __device__ static char* place(const void* array, std::int64_t element) {
+        return keep_pointer(static_cast<const char*>(array) + element * static_cast<std::int64_t>(sizeof(T)));
+    }
+    // The lane's place in a row of an array.
+    __device__ static char* row_in(char* array, int row, std::int64_t stride) {
+        const int bytes = static_cast<int>(stride) * static_cast<int>(sizeof(T));
+        return array + static_cast<std::int64_t>(row) * bytes;
+    }
+
+    // dt_weight to shared memory, as tensor cores take a left side of 16 rows and 16 columns, with columns in the order
+    // in which fetch() has delta.
+    __device__ void store_weights(const T* from) const {
+#pragma unroll
+        for (int k = 0; k < Rank / 16; ++k) {
+            Values of[2];
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+                of[i] = Values::at(reinterpret_cast<const char*>(from + channel_of(i) * Rank + 16 * k + 4 * lane_.q));
+            store_shared(weights() + (k * warp_size + lane_.index) * 16,
+                         uint4{of[0].word(0), of[1].word(0), of[0].word(1), of[1].word(1)});
+        }
+        __syncwarp();
+    }
+
+    // x = dt_weight delta + dt_bias of the octet that was fetched.
+    __device__ void project(float (&x)[2][2]) const {
+        float sum[4] = {bias_[0], bias_[0], bias_[1], bias_[1]};
+#pragma unroll
+        for (int k = 0; k < Rank / 16; ++k) {
+            const auto weight = load_shared<uint4>(weights() + (k * warp_size + lane_.index) * 16);
+            multiply_add<T>(sum, {weight.x, weight.y, weight.z, weight.w},
+                            {low_rank_[k].word(0), low_rank_[k].word(1)});
+        }
+        for_each_element([&](int i, int t) { x[i][t] = sum[2 * i + t]; });
+    }
+
+    const Scan& a_;
+    const Lane& lane_;
+    const int direction_;
+    const int last_;  // octet
+    const int first_channel_;
+    const unsigned memory_;
+    // The image's arrays, from where the lane reads and writes in the first token or octet.
+    char *rows_, *c_, *y_, *other_y_, *z_, *merged_;
+    float bias_[2], skip_[2];                            // of the lane's channels
+    Values fetched_c_, in_, out_, low_rank_[Rank / 16];  // of the octet that was fetched
+    Values z_values_, other_values_;
+};
+
+// What takes columns by octets: 16-bit storage, 16 states, the published models' ranks, results merged.
+inline bool takes_octets(const Scan& a) {
+    return a.order == ScanOrder::Octets && a.dtype != DType::F32 && a.merged != nullptr && a.states == octet_states &&
+           a.channels % column_channels == 0 && a.z_stride % 4 == 0 && a.merged_stride % 4 == 0 &&
+           (a.rank == 16 || a.rank == 32 || a.rank == 48);
+}
+
+// Calls function.operator()<T, Rank>() with the scan's.
+template <typename F>
+void with_rank(const Scan& a, const F& function) {
+    const auto of_type = [&]<typename T>() {
+        switch (a.rank) {
+            case 16:
+                return function.template operator()<T, 16>();
+            case 32:
+                return function.template operator()<T, 32>();
+            case 48:
+                return function.template operator()<T, 48>();
+        }
+        throw std::logic_error("octets are for ranks 16, 32 and 48");
+    };
+    if (a.dtype == DType::F16) return of_type.template operator()<__half>();
+    if (a.dtype == DType::BF16) return of_type.template operator()<__nv_bfloat16>();
+    throw std::logic_error("octets are for 16-bit storage");
+}
+
+}  // namespace vimrt::cuda

@@ -1,0 +1,314 @@
+// The scan by octets (scan_octet.cuh), in 16-bit storage and ScanOrder::Octets: a warp takes a column of 16 channels of
+// one direction through octet after octet. What an octet needs besides its states is done between the tokens of the one
+// before it. A column's two directions are neighbours in a block and meet once, half-way.
+//
+// Where columns do not fill the chip, each half of their walks is cut into chunks. A first kernel takes every chunk
+// from states of zero; the chunks of the first half, then those of the second, begin with the states that follow from
+// those of the chunks before.
+#include "launch.h"
+#include "lowering_rules.h"
+#include "scan_octet.cuh"
+
+namespace vimrt::cuda {
+
+namespace {
+
+constexpr int warps_of_block = 4;
+constexpr int blocks_of_multiprocessor = 4;  // by the registers that leaves a thread
+// Of a lane's eight exponentials of a token, those that the multipliers compute.
+constexpr int polynomials = 1;
+
+// What a chunk does to states: what it adds to them, from zero, and for how long those before it decay, by channel.
+struct ChunkChange {
+    float4 added[2][warp_size];
+    float time[column_channels];
+};
+
+// Which part of a walk is taken: that up to the meeting, or the one behind it, or both without a result.
+enum class Part { Plain, Merged, States };
+
+template <typename T, int Rank>
+class Walk {
+    using Own = Column<T, Rank, 2>;  // octets in turn
+    using Steps = typename Own::Pair[2];
+
+public:
+    __device__ Walk(const Scan& a, int image, int column, int direction, const Lane& lane, unsigned memory)
+        : lane_(lane), column_(a, image, column, direction, lane, memory) {
+        column_.load_rates(rate_);
+    }
+
+    __device__ const Own& column() const { return column_; }
+    __device__ States& states() { return state_; }
+
+    // Makes ready the octet that comes `step`th, and begins to read the next one.
+    template <Part part>
+    __device__ void begin(int step) {
+        at_ = column_.octet_at(step);
+        behind_ = column_.octet_behind(at_);
+        column_.fetch(at_);
+        Octet octet;
+#pragma unroll
+        for (int t = 0; t < 4; ++t) prepare_part(t, column_.buffer(0), octet);
+        take_over<part>(octet);
+        column_.fetch(behind_);
+        __syncwarp();
+        column_.take_steps(column_.buffer(0), 0, steps_);
+        find_decays(0, decay_);
+    }
+
+    // Takes so many octets.
+    template <Part part>
+    __device__ void take(int count) {
+        if (count <= 0) return;
+        if constexpr (part == Part::Merged) column_.fetch_gate(at_);
+#pragma unroll 1
+        for (; count > 0; --count) take_octet<part>();
+    }
+
+    // Tells what the octets taken do to states, which began as zero.
+    __device__ void tell(ChunkChange& change) const {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const float(&s)[4] = state_[i];
+            change.added[i][lane_.index] = float4{s[0], s[1], s[2], s[3]};
+            float time = time_[i];
+            time += __shfl_xor_sync(all_lanes, time, 1);
+            time += __shfl_xor_sync(all_lanes, time, 2);
+            if (lane_.q == 0) change.time[lane_.g + 8 * i] = time;
+        }
+    }
+    __device__ void apply(const ChunkChange& change) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const float time = change.time[lane_.g + 8 * i];
+            const float4 four = change.added[i][lane_.index];
+            const float added[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+            for (int n = 0; n < lane_states; ++n)
+                state_[i][n] = fmaf(exp2_fast(time * rate_[i][n]), state_[i][n], added[n]);
+        }
+    }
+
+private:
+    template <Part part>
+    __device__ void take_octet() {
+        const unsigned here = column_.buffer(0) + turn_;
+        turn_ = octet_bytes - turn_;
+        const unsigned there = column_.buffer(0) + turn_;
+        Octet next;
+        float out[4], gate[2][2], sum[2][2] = {};
+        if constexpr (part != Part::States) out_.to_floats(out);
+        States decay[2];
+        for_each_state([&](int i, int n) { decay[0][i][n] = decay_[i][n]; });
+#pragma unroll
+        for (int t = 0; t < octet_tokens; ++t) {
+            const float drive[2] = {steps_[0].drive[t % 2], steps_[1].drive[t % 2]};
+            // The next token's decays are on their way while this one's states are taken on.
+            if (t % 2 == 1) column_.take_steps(t == 7 ? there : here, (t + 1) / 2 % 4, steps_);
+            find_decays((t + 1) % 2, decay[(t + 1) % 2]);
+            float in[lane_states];
+            column_.load_in(here, t, in);
+            for_each_state(
+                [&](int i, int n) { state_[i][n] = fmaf(decay[t % 2][i][n], state_[i][n], drive[i] * in[n]); });
+            if constexpr (part != Part::States) column_.read(t, state_, out, sum);
+            prepare_part(t, there, next);
+            if constexpr (part == Part::Merged) gate_part(t, gate);
+            if (t == 4) {
+                column_.fetch(column_.octet_behind(behind_));
+                __syncwarp();  // the next octet is prepared
+            }
+        }
+        for_each_state([&](int i, int n) { decay_[i][n] = decay[0][i][n]; });
+        if constexpr (part == Part::States) {
+            for_each_element([&](int i, int t) { time_[i] += start_[i][t]; });
+        } else {
+            store<part>(sum, gate);
+        }
+        __syncwarp();
+        take_over<part>(next);
+        at_ = behind_;
+        behind_ = column_.octet_behind(behind_);
+    }
+
+    // exp2(Delta A log2(e)) of the `t`th token of a pair.
+    __device__ void find_decays(int t, States& decay) const {
+        for_each_state([&](int i, int n) {
+            const float x = steps_[i].delta[t] * rate_[i][n];
+            decay[i][n] = n == 0 && i < polynomials ? exp2_by_polynomial(x) : exp2_fast(x);
+        });
+    }
+
+    // Of making ready the octet that was fetched, what is done beside the `t`th token of the one before.
+    __device__ void prepare_part(int t, unsigned buffer, Octet& octet) {
+        switch (t) {
+            case 0:
+                column_.spread_and_project(buffer, octet, next_out_);
+                break;
+            case 1:
+            case 2:
+                column_.activate(t - 1, 0, octet);
+                column_.activate(t - 1, 1, octet);
+                break;
+            case 3:
+                column_.give_steps(buffer, octet);
+                break;
+        }
+    }
+    // The octet that was prepared is the one at hand.
+    template <Part part>
+    __device__ void take_over(const Octet& octet) {
+        out_ = next_out_;
+        for_each_element(
+            [&](int i, int t) { start_[i][t] = part == Part::States ? octet.delta[i][t] : octet.y[i][t]; });
+    }
+
+    // What is done of the gates beside the `t`th token; then those of the next octet are fetched.
+    __device__ void gate_part(int t, float (&gate)[2][2]) {
+        if (t == 0) column_.turn_z();
+        if (t >= 1 && t <= 4) {
+            const int i = (t - 1) / 2, j = (t - 1) % 2;
+            gate[i][j] = column_.gate(i, j);
+            start_[i][j] += column_.other(i, j);
+        }
+        if (t == 5) column_.fetch_gate(behind_);
+    }
+
+    template <Part part>
+    __device__ void store(const float (&sum)[2][2], const float (&gate)[2][2]) const {
+        float y[2][2];
+        for_each_element([&](int i, int t) { y[i][t] = fmaf(sum[i][t], Own::uncut, start_[i][t]); });
+        if constexpr (part == Part::Merged) {
+            for_each_element([&](int i, int t) { y[i][t] *= gate[i][t]; });
+            column_.store_merged(at_, y);
+        } else {
+            column_.store(at_, y);
+        }
+    }
+
+    const Lane& lane_;
+    Own column_;
+    States rate_;
+    States state_ = {};
+    int at_ = 0, behind_ = 0;  // octets: at hand, and the one that is prepared meanwhile
+    unsigned turn_ = 0;        // bytes from the first buffer to that of the octet at hand
+    // Of the octet at hand: its first pair of steps and first decays, what reads of its states, and what y begins with.
+    Steps steps_;
+    States decay_;
+    typename Own::Values out_, next_out_;
+    float start_[2][2];   // or, where there is no y, the octet's time steps
+    float time_[2] = {};  // sums of the time steps of octets taken
+};
+
+template <typename T, int Rank>
+__global__ void __launch_bounds__(warps_of_block* warp_size, blocks_of_multiprocessor)
+    scan_octets_of(const __grid_constant__ Scan a) {
+    extern __shared__ float4 shared[];
+    wait_for_predecessor();
+    let_successor_begin();
+    const Lane lane(static_cast<int>(threadIdx.x));
+    const int warp = static_cast<int>(threadIdx.x) / warp_size;
+    const int columns = a.channels / column_channels;
+    const int index = static_cast<int>(blockIdx.x) * (warps_of_block / a.directions) + warp / a.directions;
+    const bool real = index < a.batch * columns;
+    const int own = real ? index : 0;
+    Walk<T, Rank> walk(a, own / columns, own % columns, warp % a.directions, lane,
+                       shared_address(shared) + warp * Column<T, Rank, 2>::bytes);
+    const int plain = real ? walk.column().plain_octets() : 0;
+    if (real) walk.template begin<Part::Plain>(0);
+    walk.template take<Part::Plain>(plain);
+    __syncthreads();
+    walk.template take<Part::Merged>(real ? walk.column().octets() - plain : 0);
+}
+
+// A chunk of a column's direction: `chunks` of each half of the walk.
+struct Chunk {
+    int column, direction, index;
+
+    // In the order in which warps take them, from chunk `first` on.
+    __device__ Chunk(const Scan& a, int warp, int first) {
+        const int units = count(a);
+        column = warp % units / a.directions;
+        direction = warp % units % a.directions;
+        index = first + warp / units;
+    }
+    static __host__ __device__ int count(const Scan& a) {
+        return a.batch * (a.channels / column_channels) * a.directions;
+    }
+    // The first chunk that there is: one direction alone leaves nothing to be merged later, and has no first half.
+    static __host__ __device__ int first(const Scan& a, int chunks) { return a.directions == 1 ? chunks : 0; }
+    // Its change, of an array of those of all chunks.
+    __device__ ChunkChange& change(const Scan& a, int of) const {
+        return static_cast<ChunkChange*>(a.chunk_states)[of * count(a) + column * a.directions + direction];
+    }
+    // The first step of a chunk.
+    static __device__ int first_step(int index, int chunks, int plain, int octets) {
+        return index < chunks ? plain * index / chunks : plain + (octets - plain) * (index - chunks) / chunks;
+    }
+};
+
+// What every chunk but the last does to states; or the results of the first half's or the second half's.
+template <typename T, int Rank, Part part>
+__global__ void __launch_bounds__(warps_of_block* warp_size, blocks_of_multiprocessor)
+    scan_chunks_of(const __grid_constant__ Scan a, int chunks, int first, int last) {
+    extern __shared__ float4 shared[];
+    wait_for_predecessor();
+    let_successor_begin();
+    const Lane lane(static_cast<int>(threadIdx.x));
+    const int warp = static_cast<int>(threadIdx.x) / warp_size;
+    const Chunk chunk(a, static_cast<int>(blockIdx.x) * warps_of_block + warp, first);
+    if (chunk.index >= last) return;
+    const int columns = a.channels / column_channels;
+    Walk<T, Rank> walk(a, chunk.column / columns, chunk.column % columns, chunk.direction, lane,
+                       shared_address(shared) + warp * Column<T, Rank, 2>::bytes);
+    const int plain = walk.column().plain_octets(), octets = walk.column().octets();
+    const int begin = Chunk::first_step(chunk.index, chunks, plain, octets);
+    const int end = Chunk::first_step(chunk.index + 1, chunks, plain, octets);
+    if (part != Part::States) {
+        for (int before = Chunk::first(a, chunks); before < chunk.index; ++before) walk.apply(chunk.change(a, before));
+    }
+    walk.template begin<part>(begin);
+    walk.template take<part>(end - begin);
+    if (part == Part::States) walk.tell(chunk.change(a, chunk.index));
+}
+
+template <int Rank, typename Kernel, typename... Arguments>
+void start(Kernel kernel, int blocks, const Scan& a, cudaStream_t stream, Arguments... arguments) {
+    if (blocks == 0) return;
+    const Grid grid{static_cast<unsigned>(blocks), warps_of_block * warp_size,
+                    static_cast<std::size_t>(warps_of_block * Column<__half, Rank, 2>::bytes)};
+    check(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)),
+        "scan_octets: shared memory");
+    launch("scan_octets", kernel, grid, stream, a, arguments...);
+}
+
+int ceil_div(int a, int b) {
+    return (a + b - 1) / b;
+}
+
+}  // namespace
+
+bool scan_octets_takes(const Scan& a) {
+    return takes_octets(a);
+}
+
+std::size_t scan_octets_chunk_bytes(const Scan& a, int chunks) {
+    return chunks == 0 ? 0 : sizeof(ChunkChange) * static_cast<std::size_t>(2 * chunks - 1) * Chunk::count(a);
+}
+
+void scan_octets(const Scan& a, int chunks, cudaStream_t stream) {
+    with_rank(a, [&]<typename T, int Rank>() {
+        if (chunks == 0) {
+            const int columns = Chunk::count(a) / a.directions;
+            return start<Rank>(scan_octets_of<T, Rank>, ceil_div(columns, warps_of_block / a.directions), a, stream);
+        }
+        const int all = 2 * chunks, first = Chunk::first(a, chunks);
+        const auto blocks = [&](int count) { return ceil_div(Chunk::count(a) * count, warps_of_block); };
+        start<Rank>(scan_chunks_of<T, Rank, Part::States>, blocks(all - 1 - first), a, stream, chunks, first, all - 1);
+        if (first == 0) start<Rank>(scan_chunks_of<T, Rank, Part::Plain>, blocks(chunks), a, stream, chunks, 0, chunks);
+        start<Rank>(scan_chunks_of<T, Rank, Part::Merged>, blocks(chunks), a, stream, chunks, chunks, all);
+    });
+}
+
+}  // namespace vimrt::cuda
