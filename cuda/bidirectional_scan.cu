@@ -23,11 +23,13 @@ std::int64_t round_up(std::int64_t a, std::int64_t b) {
 }
 
 // By multiprocessor: columns from which on a warp for each is enough, those from which on a relay for each is, and
-// warps that chunks should make otherwise. A chunk is worth its preparation from `least_chunk` octets on.
+// warps that chunks should make otherwise: of `least_chunk` octets at least, and so many of them that they beat a
+// relay.
 constexpr int enough_columns = 9;
 constexpr double enough_relays = 1.5;
 constexpr int chunk_warps = 14;
-constexpr int least_chunk = 6;
+constexpr int least_chunk = 20;
+constexpr int enough_chunks = 5;
 
 // Forms in the order of preference.
 std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& device) {
@@ -37,7 +39,7 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
     if (columns >= enough_columns * chip) return {whole, wide};
     const ScanForm chunks{ScanForm::Octets, std::min(chunk_warps * chip / std::max(1, columns),
                                                      a.tokens / octet_tokens / 2 / least_chunk)};
-    if (columns >= enough_relays * chip || chunks.chunks < 3) return {relay, whole, wide};
+    if (columns >= enough_relays * chip || chunks.chunks < enough_chunks) return {relay, whole, wide};
     return {chunks, wide};
 }
 

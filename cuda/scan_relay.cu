@@ -14,6 +14,8 @@ namespace {
 
 constexpr int warps = 4;
 constexpr int barrier_bytes = 8;
+// Barriers lie at the same place for all ranks: racecheck remembers them from one kernel to the next.
+constexpr int barriers_bytes = 64;
 constexpr int blocks_of_multiprocessor = 3;                       // by the registers that leaves a thread
 constexpr int states_bytes = column_channels * octet_states * 4;  // of a column
 
@@ -23,9 +25,9 @@ class RelayWalk {
 
 public:
     static constexpr int warp_bytes = Own::bytes + states_bytes;
-    static constexpr int block_bytes = warps * (warp_bytes + barrier_bytes);
+    static constexpr int block_bytes = barriers_bytes + warps * warp_bytes;
 
-    // `memory`: of all warps, one behind the other, then `barriers`: one for each, at which it waits for states.
+    // `memory`: of all warps, one behind the other; `barriers`: one for each, at which it waits for states.
     __device__ RelayWalk(const Scan& a, int image, int column, int direction, const Lane& lane, unsigned memory,
                          unsigned barriers)
         : lane_(lane),
@@ -142,8 +144,7 @@ template <typename T, int Rank>
 __global__ void __launch_bounds__(warps* warp_size, blocks_of_multiprocessor)
     scan_relay_of(const __grid_constant__ Scan a) {
     extern __shared__ float4 shared[];
-    const unsigned memory = shared_address(shared);
-    const unsigned barriers = memory + warps * RelayWalk<T, Rank>::warp_bytes;
+    const unsigned barriers = shared_address(shared);
     const unsigned own_barrier = barriers + threadIdx.x * barrier_bytes;
     wait_for_predecessor();
     let_successor_begin();
@@ -153,7 +154,7 @@ __global__ void __launch_bounds__(warps* warp_size, blocks_of_multiprocessor)
     const int index = static_cast<int>(blockIdx.x) / a.directions;
     const Lane lane(static_cast<int>(threadIdx.x));
     RelayWalk<T, Rank> walk(a, index / columns, index % columns, static_cast<int>(blockIdx.x) % a.directions, lane,
-                            memory, barriers);
+                            barriers + barriers_bytes, barriers);
     walk.walk(a.directions == 2);
     __syncthreads();
     if (threadIdx.x < warps) end_barrier(own_barrier);
