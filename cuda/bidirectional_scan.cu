@@ -22,11 +22,14 @@ std::int64_t round_up(std::int64_t a, std::int64_t b) {
     return (a + b - 1) / b * b;
 }
 
-// By multiprocessor: columns from which on a warp for each is enough, those from which on a relay for each is, and
-// warps that chunks should make otherwise: of `least_chunk` octets at least, and so many of them that they beat a
-// relay.
-constexpr int enough_columns = 9;
-constexpr double enough_relays = 1.5;
+// Columns of all directions and images by multiprocessor, from which on a form pays.
+constexpr double enough_for_octets = 9;   // a warp for each
+constexpr double enough_for_relays = 1.5;  // of four warps
+constexpr double enough_for_halves = 0.75;  // two relays of four warps for each
+constexpr double enough_for_long_relays = 0.5;  // of as many warps as there is room for; below, two of them for each
+
+// Where there are no relays: warps by multiprocessor that chunks should make, of so many octets at least, and so many of
+// them.
 constexpr int chunk_warps = 14;
 constexpr int least_chunk = 20;
 constexpr int enough_chunks = 5;
@@ -35,12 +38,15 @@ constexpr int enough_chunks = 5;
 std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& device) {
     const int chip = std::max(1, device.multiprocessors);
     const int columns = a.batch * a.directions * (a.channels / column_channels);
-    const ScanForm whole{ScanForm::Octets}, wide{ScanForm::Columns}, relay{ScanForm::Relay};
-    if (columns >= enough_columns * chip) return {whole, wide};
+    const ScanForm whole{ScanForm::Octets}, wide{ScanForm::Columns}, relay{ScanForm::Relay, 0, 4};
+    if (columns >= enough_for_octets * chip) return {whole, wide};
     const ScanForm chunks{ScanForm::Octets, std::min(chunk_warps * chip / std::max(1, columns),
                                                      a.tokens / octet_tokens / 2 / least_chunk)};
-    if (columns >= enough_relays * chip || chunks.chunks < enough_chunks) return {relay, whole, wide};
-    return {chunks, wide};
+    ScanForm best{ScanForm::Halves, 0, 12};
+    if (columns >= enough_for_long_relays * chip) best = {ScanForm::Relay, 0, 12};
+    if (columns >= enough_for_halves * chip) best = {ScanForm::Halves, 0, 4};
+    if (columns >= enough_for_relays * chip) best = relay;
+    return {best, relay, chunks.chunks >= enough_chunks ? chunks : whole, wide};
 }
 
 }  // namespace
@@ -55,6 +61,8 @@ const char* name_of(ScanForm::Kind kind) {
             return "octets";
         case ScanForm::Relay:
             return "relay";
+        case ScanForm::Halves:
+            return "halves";
     }
     return "";
 }
@@ -69,13 +77,18 @@ bool scan_takes(const Scan& a, const ScanForm& form, const DeviceProperties& dev
         case ScanForm::Octets:
             return scan_octets_takes(a) && 2 * form.chunks <= a.tokens / octet_tokens;
         case ScanForm::Relay:
-            return device.clusters && scan_relay_takes(a);
+        case ScanForm::Halves:
+            return scan_relay_takes(a, form, device);
     }
     return false;
 }
 
 std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device) {
-    std::vector<ScanForm> forms{{ScanForm::Channels}, {ScanForm::Columns}, {ScanForm::Relay}};
+    std::vector<ScanForm> forms{{ScanForm::Channels}, {ScanForm::Columns}};
+    for (const int warps : {4, 6, 12}) {
+        forms.push_back({ScanForm::Relay, 0, warps});
+        forms.push_back({ScanForm::Halves, 0, warps});
+    }
     for (const int chunks : {0, 1, 2, 7, 14, 28}) forms.push_back({ScanForm::Octets, chunks});
     std::erase_if(forms, [&](const ScanForm& form) { return !scan_takes(a, form, device); });
     return forms;
@@ -100,7 +113,8 @@ void bidirectional_scan(const Scan& a, const ScanForm& form, cudaStream_t stream
         case ScanForm::Octets:
             return scan_octets(a, form.chunks, stream);
         case ScanForm::Relay:
-            return scan_relay(a, stream);
+        case ScanForm::Halves:
+            return scan_relay(a, form, stream);
     }
 }
 
@@ -402,7 +416,7 @@ private:
         Scan& a = step_.fixed;
         fused_.conv = conv_.fixed;
         fused_.features = static_cast<int>(sizes_.row());
-        const bool aligned = merge_ == nullptr || (step_.merged.offset % 4 == 0 && step_.z.offset % 4 == 0);
+        const bool aligned = merge_ == nullptr || (step_.merged.offset % 8 == 0 && step_.z.offset % 8 == 0);
         a.merged = merge_ != nullptr ? this : nullptr;  // whether, not where, is what matters until it runs
         a.order = ScanOrder::Octets;
         is_fused_ = own_ && x_.offset % 8 == 0 && aligned && conv_x_proj_takes(fused_) && scan_octets_takes(a);

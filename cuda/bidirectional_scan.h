@@ -79,11 +79,13 @@ struct ScanForm {
         Channels,  // a thread for each channel, token after token: any shape
         Columns,   // a warp for each column of 64 channels, where there are 16 states, token after token
         Octets,    // a warp for each column of 16 channels, eight tokens at a time
-        Relay,     // four warps for each column of 16 channels, taking turns at eight tokens
+        Relay,     // `warps` for each column of 16 channels, taking turns at eight tokens
+        Halves,    // `warps` for each half of such a column, taking turns at 16 tokens
     };
     Kind kind = Channels;
     int chunks = 0;  // of each half of a walk by octets, whose states are computed beforehand: more exponentials, but
                      // more to do at once; 0: whole
+    int warps = 0;   // of a relay
 
     friend bool operator==(const ScanForm&, const ScanForm&) = default;
 };
@@ -115,8 +117,8 @@ bool scan_octets_takes(const Scan& a);
 void scan_octets(const Scan& a, int chunks, cudaStream_t stream);
 std::size_t scan_octets_chunk_bytes(const Scan& a, int chunks);
 
-// scan_relay.cu: the same, on a device with clusters.
-bool scan_relay_takes(const Scan& a);
-void scan_relay(const Scan& a, cudaStream_t stream);
+// scan_relay.cu: the same, on a device with clusters. Forms of the kinds Relay and Halves.
+bool scan_relay_takes(const Scan& a, const ScanForm& form, const DeviceProperties& device);
+void scan_relay(const Scan& a, const ScanForm& form, cudaStream_t stream);
 
 }  // namespace vimrt::cuda

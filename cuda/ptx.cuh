@@ -129,11 +129,14 @@ __device__ inline void begin_barrier(unsigned at, int threads) {
 __device__ inline void end_barrier(unsigned at) {
     asm volatile("mbarrier.inval.shared.b64 [%0];" ::"r"(at) : "memory");
 }
-__device__ inline void arrive_at(unsigned at) {
-    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(at) : "memory");
+// What it returns is there behind the arrival.
+__device__ inline unsigned arrive_at(unsigned at) {
+    unsigned long long state;
+    asm volatile("mbarrier.arrive.shared.b64 %0, [%1];" : "=l"(state) : "r"(at) : "memory");
+    return static_cast<unsigned>(state);
 }
 // Until all have arrived: the first time with parity 0, then with 1 and 0 in turn.
-__device__ inline void wait_at(unsigned at, int parity) {
+__device__ inline void wait_at(unsigned at, unsigned parity) {
 #if __CUDA_ARCH__ >= 900
     asm volatile(
         "{\n.reg .pred there;\n"

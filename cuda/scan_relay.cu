@@ -1,9 +1,14 @@
-// The scan with a column's time shared out among the warps of a block, for shapes of few columns: each takes every
-// fourth octet (scan_octet.cuh). What does not depend on the states before an octet, its decays and what its tokens
-// add, is computed ahead and kept in registers; then the warp waits for the states, takes them through the octet by one
-// multiply-add each, hands them to the next warp, and reads of them what y needs. So no state is computed twice.
+// The scan with a column's time shared out among the warps of a block, for shapes of few columns: they take turns at
+// its octets (scan_octet.cuh). What does not depend on the states before a leg is computed ahead and kept in registers:
+// its states from zero, and how much is left of those before it. Then the warp waits for them, hands them on behind the
+// leg, by one multiply-add each, and reads what y needs. So no exponential is computed twice.
 //
-// A column's two directions are the blocks of a cluster and meet once, half-way.
+// A leg is what a warp takes at a turn: an octet of a column; or, where columns are fewer still, two neighbouring
+// octets of half a column. Either is 16 rows of 8 steps: a row is a channel, or one of 8 channels of one of the octets.
+//
+// Inputs are fetched two turns ahead. A column's two directions are the blocks of a cluster and meet once, half-way.
+#include <algorithm>
+
 #include "launch.h"
 #include "lowering_rules.h"
 #include "scan_octet.cuh"
@@ -12,169 +17,582 @@ namespace vimrt::cuda {
 
 namespace {
 
-constexpr int warps = 4;
-constexpr int barrier_bytes = 8;
-// Barriers lie at the same place for all ranks: racecheck remembers them from one kernel to the next.
-constexpr int barriers_bytes = 64;
-constexpr int blocks_of_multiprocessor = 3;                       // by the registers that leaves a thread
-constexpr int states_bytes = column_channels * octet_states * 4;  // of a column
+constexpr int max_warps = 12;  // by the registers that leaves a thread
+// The warps' parts of shared memory, behind what they have in common. They begin with the barrier at which a warp waits
+// for the states that it begins a leg with, and these. Barriers lie at the same places in every kernel: racecheck
+// remembers them from one to the next.
+constexpr int common_room = 3200;
+constexpr int warp_room = 9920;
+constexpr int inbox = 16;  // behind the barrier
+constexpr int inbox_bytes = column_channels * octet_states * 4;
+constexpr int piece_bytes = 16;  // of an asynchronous copy
+constexpr int stages = 2;
 
-template <typename T, int Rank>
-class RelayWalk {
-    using Own = Column<T, Rank, 1>;
+// Of a leg: what it is made of, and what lies where in a warp's shared memory.
+template <int Rank, bool Half>
+struct Leg {
+    static constexpr int octets = Half ? 2 : 1;
+    static constexpr int channels = column_channels / octets;
+    static constexpr int tokens = octets * octet_tokens;
+
+    // Rows of delta, B and C, a little apart where lanes would meet in a bank.
+    static constexpr int row_bytes = (Rank + 2 * octet_states) * 2;
+    static constexpr int row_pieces = row_bytes / piece_bytes;
+    static constexpr int row_stride = row_bytes + (row_bytes % 128 == 0 ? 32 : 0);
+    // An element of each of its rows and steps, of 2 bytes.
+    static constexpr int values_bytes = octet_elements * 2;
+
+    static constexpr int c = tokens * row_stride;
+    static constexpr int z = c + values_bytes;
+    static constexpr int other_y = z + values_bytes;
+    static constexpr int stage_bytes = other_y + values_bytes;
+
+    static constexpr int stage = inbox + inbox_bytes;  // the first one
+    static constexpr int in = stage + stages * stage_bytes;  // B in fp32
+    static constexpr int steps = in + octets * in_bytes;
+    static_assert(steps + octet_tokens / 2 * pair_bytes <= warp_room);
+
+    // What the warps of a block have in common: dt_weight; by lane, dt_bias and D, and A; where arrays begin.
+    static constexpr int biases = weight_bytes(Rank);
+    static constexpr int rates = biases + warp_size * 16;
+    static constexpr int places = rates + 2 * warp_size * 16;
+    static_assert(places + 64 <= common_room);
+};
+
+// A warp's part in a relay. Lanes prepare, and store, a leg's elements in the order of c: [i][t] is channel_of(i) at
+// step 2 q + t of own_octet(). They take states by rows: [i] is row g + 8 i.
+template <typename T, int Rank, bool Half, bool Brief>
+class Runner {
+    using Sizes = Leg<Rank, Half>;
+    using Values = Few<T, 4>;
 
 public:
-    static constexpr int warp_bytes = Own::bytes + states_bytes;
-    static constexpr int block_bytes = barriers_bytes + warps * warp_bytes;
-
-    // `memory`: of all warps, one behind the other; `barriers`: one for each, at which it waits for states.
-    __device__ RelayWalk(const Scan& a, int image, int column, int direction, const Lane& lane, unsigned memory,
-                         unsigned barriers)
-        : lane_(lane),
+    // `unit`: column, or half column, of an image. `shared`: the block's memory.
+    __device__ Runner(const Scan& a, int image, int unit, int direction, const Lane& lane, int warps, unsigned shared)
+        : a_(a),
+          lane_(lane),
+          forward_(direction == 0),
           warp_(static_cast<int>(threadIdx.x) / warp_size),
-          states_(states_of(memory, warp_)),
-          next_states_(states_of(memory, (warp_ + 1) % warps)),
-          barrier_(barriers + warp_ * barrier_bytes),
-          next_barrier_(barriers + (warp_ + 1) % warps * barrier_bytes),
-          column_(a, image, column, direction, lane, memory + warp_ * warp_bytes) {
-        column_.load_rates(rate_);
+          warps_(warps),
+          last_octet_((a.tokens - 1) / octet_tokens),
+          last_leg_((a.tokens - 1) / Sizes::tokens),
+          first_channel_(unit * Sizes::channels),
+          common_(shared),
+          memory_(shared + common_room + warp_ * warp_room),
+          next_memory_(shared + common_room + (warp_ + 1) % warps * warp_room),
+          zero_(static_cast<unsigned>(a.directions) / 4U) {
+        if (warp_ == 0) store_common(image, direction);
     }
 
-    __device__ void walk(bool both) {
-        column_.fetch(column_.octet_at(warp_));
+    // Of legs on the walk, how many leave their y for the other direction to merge.
+    __device__ int plain_legs() const {
+        if (a_.directions == 1) return 0;
+        return (legs() + (forward_ ? 1 : 0)) / 2;
+    }
+
+    __device__ void run() {
         int step = warp_;
-        for (; step < column_.plain_octets(); step += warps) take_octet<false>(step);
-        if (both) meet_cluster();
-        for (; step < column_.octets(); step += warps) take_octet<true>(step);
+        fetch(step, stage_);
+        commit_copies();
+        fetch(step + warps_, next_stage());
+        commit_copies();
+        for (; step < plain_legs(); step += warps_) take_leg<false>(step);
+        if (a_.directions == 2) meet_cluster();
+        fetch_gates(step, stage_);
+        commit_copies();
+        fetch_gates(step + warps_, next_stage());
+        commit_copies();
+        for (; step < legs(); step += warps_) take_leg<true>(step);
     }
 
 private:
-    // The lane's place in the states that are handed to a warp.
-    __device__ unsigned states_of(unsigned memory, int warp) const {
-        return memory + warp * warp_bytes + Own::bytes + lane_.index * 16;
+    enum Array { Rows, C, Y, OtherY, Z, MergedY };
+
+    __device__ int legs() const {
+        return last_leg_ + 1;
+    }
+    // The leg that comes `step`th on the direction's walk, and the `i`th octet of it.
+    __device__ int leg_at(int step) const {
+        return forward_ ? step : last_leg_ - step;
+    }
+    __device__ int octet_in_leg(int i) const {
+        return !Half || forward_ ? i : 1 - i;
+    }
+    __device__ int octet_of(int leg, int i) const {
+        return leg * Sizes::octets + octet_in_leg(i);
+    }
+    // Which token of an octet a step is.
+    __device__ int token_of_step(int step) const {
+        return forward_ ? step : octet_tokens - 1 - step;
+    }
+    // Of the lane's elements, the octet, the channels, and the rows.
+    __device__ int own_octet() const {
+        return Half ? lane_.index / 16 : 0;
+    }
+    __device__ int channel_of(int i) const {
+        return first_channel_ + channel_of_row(Half ? lane_.g % 4 : lane_.g, i);
+    }
+    __device__ int row_of(int i) const {
+        return Half ? 8 * own_octet() + lane_.g % 4 + 4 * i : lane_.g + 8 * i;
+    }
+    // Where rows are tokens, the lane has step g of an octet, of its channels the own_place()th four.
+    __device__ int token_octet() const {
+        return Half ? lane_.q / 2 : 0;
+    }
+    __device__ int own_place() const {
+        return Half ? lane_.q % 2 : lane_.q;
+    }
+
+    __device__ unsigned next_stage() const {
+        return 2 * Sizes::stage + Sizes::stage_bytes - stage_;
+    }
+
+    // Begins to fetch a leg's rows and c; beyond the last token, zeros.
+    __device__ void fetch(int step, unsigned stage) const {
+        if (step < legs()) {
+            const int leg = leg_at(step), first = leg * Sizes::tokens;
+            const char* rows = array(Rows) + static_cast<std::int64_t>(first) * Sizes::row_bytes + lane_.index * piece_bytes;
+            const int there = min(a_.tokens - first, Sizes::tokens) * Sizes::row_bytes - lane_.index * piece_bytes;
+            const unsigned to = memory_ + stage + place_of(lane_.index);
+            constexpr int pieces = Sizes::tokens * Sizes::row_pieces;
+#pragma unroll
+            for (int k = 0; k < pieces; k += warp_size) {
+                if (k + warp_size <= pieces || k + lane_.index < pieces)
+                    copy_async_or_clear(to + place_of(k), rows + k * piece_bytes, k * piece_bytes < there);
+            }
+            if (lane_.index < 16) {
+                const int octet = octet_of(leg, piece_octet());
+                copy_async_or_clear(memory_ + stage + Sizes::c + lane_.index * piece_bytes,
+                                    piece_in(C, min(octet, last_octet_)), octet <= last_octet_);
+            }
+        }
+    }
+    // Its z, and the other direction's y.
+    __device__ void fetch_gates(int step, unsigned stage) const {
+        if (step < legs()) {
+            const int leg = leg_at(step);
+            const int piece = lane_.index % 16;
+            const char* from;
+            if (lane_.index < 16) {
+                from = piece_in(OtherY, min(octet_of(leg, piece_octet()), last_octet_));
+            } else {
+                const int token = leg * Sizes::tokens + (Half ? piece : piece / 2);
+                from = row_in(Z, min(token, a_.tokens - 1), a_.z_stride) + (Half ? 0 : piece % 2 * piece_bytes);
+            }
+            if (a_.directions == 2 || lane_.index >= 16)
+                copy_async(memory_ + stage + (lane_.index < 16 ? Sizes::other_y : Sizes::z) + piece * piece_bytes,
+                           from);
+        }
+    }
+    // Of a leg's values in the order of c, 16 bytes are for each of 16 lanes to copy.
+    __device__ int piece_octet() const {
+        return Half ? lane_.index % 16 / 8 : 0;
+    }
+    __device__ const char* piece_in(Array which, int octet) const {
+        return array(which) + static_cast<std::int64_t>(octet) * (octet_elements * static_cast<int>(sizeof(T))) +
+               lane_.index % (Half ? 8 : 16) * piece_bytes;
+    }
+    // Where the `piece`th 16 bytes of rows lie in a stage.
+    __device__ static constexpr int place_of(int piece) {
+        return piece * piece_bytes + piece / Sizes::row_pieces * (Sizes::row_stride - Sizes::row_bytes);
     }
 
     template <bool Merged>
-    __device__ void take_octet(int step) {
-        const int octet = column_.octet_at(step);
-        Octet work;
-        typename Own::Values out;
-        column_.spread_and_project(column_.buffer(0), work, out);
-        for_each_element([&](int i, int t) { column_.activate(i, t, work); });
-        column_.give_steps(column_.buffer(0), work);
+    __device__ void take_leg(int step) {
+        if constexpr (Brief) lane_.forget();
+        wait_for_copies<1>();
         __syncwarp();
-        States decay[octet_tokens], state[octet_tokens];
-        find_changes(decay, state);
+        give_steps();
+        __syncwarp();
+        States left[octet_tokens], state[octet_tokens];
+        begin_from_zero(left, state);
         States before = {};
-        if (step > 0) receive(before);
-#pragma unroll
-        for (int t = 0; t < octet_tokens; ++t) {
+        if (step > 0) receive(before, Brief ? nothing_of(left[octet_tokens - 1], state[octet_tokens - 1]) : 0);
+        if constexpr (!Brief) take_on(left, before, state);
+        if (step < last_leg_) hand_on(left, before, state);
+        if constexpr (Brief) {
             for_each_state([&](int i, int n) {
-                const float former = t == 0 ? before[i][n] : state[t - 1][i][n];
-                state[t][i][n] = fmaf(decay[t][i][n], former, state[t][i][n]);
+                if (Half && i == 1)
+                    before[1][n] = fmaf(left[octet_tokens - 1][0][n], before[0][n], state[octet_tokens - 1][0][n]);
             });
+#pragma unroll
+            for (int t = 0; t < octet_tokens; ++t)
+                for_each_state([&](int i, int n) { state[t][i][n] = fmaf(left[t][i][n], before[i][n], state[t][i][n]); });
         }
-        if (step + 1 < column_.octets()) hand_on(state[octet_tokens - 1]);
-        if constexpr (Merged) column_.fetch_gate(octet);
-        column_.fetch(column_.octet_at(step + warps));
-        read(state, out, work.y);
-        if constexpr (Merged) {
-            column_.turn_z();
-            for_each_element(
-                [&](int i, int t) { work.y[i][t] = (work.y[i][t] + column_.other(i, t)) * column_.gate(i, t); });
-            column_.store_merged(octet, work.y);
-        } else {
-            column_.store(octet, work.y);
-        }
+        float y[2][2];
+        read(state, y);
+        finish<Merged>(leg_at(step), y);
         __syncwarp();
+        fetch(step + 2 * warps_, stage_);
+        if constexpr (Merged) fetch_gates(step + 2 * warps_, stage_);
+        commit_copies();
+        stage_ = next_stage();
     }
 
-    // Of every token: how much is left of the states, and what is added to them.
-    __device__ void find_changes(States (&decay)[octet_tokens], States (&added)[octet_tokens]) const {
-        typename Own::Pair steps[2];
+    // The lane's row of an octet of the leg, that of step g.
+    __device__ unsigned row_at(int i) const {
+        return memory_ + stage_ + (octet_in_leg(i) * octet_tokens + token_of_step(lane_.g)) * Sizes::row_stride;
+    }
+    __device__ static Values values_at(unsigned at) {
+        return {load_shared<uint2>(at)};
+    }
+    __device__ void load_values(unsigned at, float (&values)[4]) const {
+        values_at(at).to_floats(values);
+    }
+
+    // B, and time steps and drives, to those who take them.
+    __device__ void give_steps() const {
+#pragma unroll
+        for (int i = 0; i < Sizes::octets; ++i) {
+            float in[4];
+            load_values(row_at(i) + (Rank + 4 * lane_.q) * 2, in);
+            store_shared(memory_ + Sizes::in + i * in_bytes + lane_.g * octet_states * 4 + lane_.q * 16,
+                         float4{in[0], in[1], in[2], in[3]});
+        }
+        float delta[2][2], drive[2][2], c[4];
+        project(delta);
+        load_values(memory_ + stage_ + Sizes::c + lane_.index * 8, c);
+        for_each_element([&](int i, int t) {
+            delta[i][t] = softplus<false>(delta[i][t]);
+            drive[i][t] = delta[i][t] * c[2 * i + t];
+        });
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            store_shared(memory_ + Sizes::steps + lane_.q * pair_bytes + row_of(i) * 16,
+                         float4{delta[i][0], drive[i][0], delta[i][1], drive[i][1]});
+    }
+
+    // dt_bias of the lane's channels, and D.
+    __device__ float4 load_biases() const {
+        return load_shared<float4>(common_ + Sizes::biases + lane_.index * 16);
+    }
+    // x = dt_weight delta + dt_bias of the lane's elements.
+    __device__ void project(float (&x)[2][2]) const {
+        float sum[Sizes::octets][4];
+        const float4 biases = load_biases();
+#pragma unroll
+        for (int o = 0; o < Sizes::octets; ++o) {
+            for_each_element([&](int i, int t) { sum[o][2 * i + t] = i == 0 ? biases.x : biases.y; });
+#pragma unroll
+            for (int k = 0; k < Rank / 16; ++k) {
+                const auto weight = load_shared<uint4>(common_ + (k * warp_size + lane_.index) * 16);
+                const Values low_rank = values_at(row_at(o) + (16 * k + 4 * lane_.q) * 2);
+                multiply_add<T>(sum[o], {weight.x, weight.y, weight.z, weight.w}, {low_rank.word(0), low_rank.word(1)});
+            }
+        }
+        for_each_element([&](int i, int t) {
+            x[i][t] = Half && own_octet() == 1 ? sum[Sizes::octets - 1][2 * i + t] : sum[0][2 * i + t];
+        });
+    }
+
+    // Of every row and step: how much is left of the states before its octet, and the states if those are zero.
+    __device__ void begin_from_zero(States (&left)[octet_tokens], States (&state)[octet_tokens]) const {
+        States rate;
+        load_rates(rate);
+        float4 two_steps[2];
 #pragma unroll
         for (int t = 0; t < octet_tokens; ++t) {
-            if (t % 2 == 0) column_.take_steps(column_.buffer(0), t / 2, steps);
-            float in[lane_states];
-            column_.load_in(column_.buffer(0), t, in);
+            float4 in[2];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                if (t % 2 == 0)
+                    two_steps[i] = load_shared<float4>(memory_ + Sizes::steps + t / 2 * pair_bytes +
+                                                       (lane_.g + 8 * i) * 16);
+                in[i] = load_shared<float4>(memory_ + Sizes::in + (Half ? i : 0) * in_bytes + t * octet_states * 4 +
+                                            lane_.q * 16);
+            }
             for_each_state([&](int i, int n) {
-                decay[t][i][n] = exp2_fast(steps[i].delta[t % 2] * rate_[i][n]);
-                added[t][i][n] = steps[i].drive[t % 2] * in[n];
+                const float delta = t % 2 == 0 ? two_steps[i].x : two_steps[i].z;
+                const float drive = t % 2 == 0 ? two_steps[i].y : two_steps[i].w;
+                const float of[4] = {in[i].x, in[i].y, in[i].z, in[i].w};
+                const float decay = exp2_fast(delta * rate[i][n]);
+                const float added = drive * of[n];
+                left[t][i][n] = t == 0 || !Brief ? decay : decay * left[t - 1][i][n];
+                state[t][i][n] = t == 0 || !Brief ? added : fmaf(decay, state[t - 1][i][n], added);
             });
         }
     }
 
-    // Adds to y what C reads of the states.
-    __device__ void read(const States (&state)[octet_tokens], const typename Own::Values& out_values,
-                         float (&y)[2][2]) const {
-        float out[4], sum[2][2] = {};
-        out_values.to_floats(out);
-#pragma unroll
-        for (int t = 0; t < octet_tokens; ++t) column_.read(t, state[t], out, sum);
-        for_each_element([&](int i, int t) { y[i][t] = fmaf(sum[i][t], Own::uncut, y[i][t]); });
-    }
-
-    __device__ void receive(States& before) {
-        wait_at(barrier_, turns_++ % 2);
+    // A log2(e) of the lane's states.
+    __device__ void load_rates(States& rate) const {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const auto four = load_shared<float4>(states_ + i * warp_size * 16);
+            const auto four = load_shared<float4>(common_ + Sizes::rates + ((Half ? 0 : i) * warp_size + lane_.index) * 16);
+            rate[i][0] = four.x, rate[i][1] = four.y, rate[i][2] = four.z, rate[i][3] = four.w;
+        }
+    }
+
+    // Zero, but only once these are there: the compiler would compute them while others wait for this warp.
+    __device__ unsigned nothing_of(const States& left, const States& state) const {
+        unsigned all = 0;
+        for_each_state([&](int i, int n) { all |= __float_as_uint(left[i][n]) | __float_as_uint(state[i][n]); });
+        return all & zero_;
+    }
+
+    // From what is added to the states behind each step. `before`: those before the leg; of half columns in [0] alone.
+    __device__ static void take_on(const States (&decay)[octet_tokens], const States& before,
+                                   States (&state)[octet_tokens]) {
+#pragma unroll
+        for (int step = 0; step < Sizes::tokens; ++step) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const int t = step % octet_tokens;
+                if (Half && i != step / octet_tokens) continue;
+#pragma unroll
+                for (int n = 0; n < lane_states; ++n) {
+                    const float former = step == 0                ? before[i][n]
+                                         : Half && step == octet_tokens ? state[octet_tokens - 1][0][n]
+                                                                  : state[(step - 1) % octet_tokens][i][n];
+                    state[t][i][n] = fmaf(decay[t][i][n], former, state[t][i][n]);
+                }
+            }
+        }
+    }
+
+    // States before a leg: of half a column, before its first octet, in [0].
+    static constexpr int handed = Half ? 1 : 2;
+    __device__ void receive(States& before, unsigned nothing) {
+        wait_at(memory_, parity_ ^ nothing);
+        parity_ ^= 1;
+#pragma unroll
+        for (int i = 0; i < handed; ++i) {
+            const auto four = load_shared<float4>(memory_ + inbox + (lane_.index + i * warp_size) * 16);
             before[i][0] = four.x, before[i][1] = four.y, before[i][2] = four.z, before[i][3] = four.w;
         }
     }
-    __device__ void hand_on(const States& states) const {
+    __device__ void hand_on(const States (&left)[octet_tokens], States& before,
+                            const States (&state)[octet_tokens]) const {
+        constexpr int last = octet_tokens - 1;
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const float(&s)[4] = states[i];
-            store_shared(next_states_ + i * warp_size * 16, float4{s[0], s[1], s[2], s[3]});
+        for (int i = 0; i < handed; ++i) {
+            float s[lane_states];
+#pragma unroll
+            for (int n = 0; n < lane_states; ++n) {
+                if constexpr (!Brief) {
+                    s[n] = state[last][2 - handed + i][n];
+                    continue;
+                }
+                s[n] = fmaf(left[last][i][n], before[i][n], state[last][i][n]);
+                if constexpr (Half) s[n] = fmaf(left[last][1][n], s[n], state[last][1][n]);
+            }
+            store_shared(next_memory_ + inbox + (lane_.index + i * warp_size) * 16,
+                         float4{s[0], s[1], s[2], s[3]});
         }
-        arrive_at(next_barrier_);
+        if constexpr (!Brief) {
+            arrive_at(next_memory_);
+            return;
+        }
+        // What others do not wait for is not computed before.
+        const unsigned nothing = arrive_at(next_memory_) & zero_;
+#pragma unroll
+        for (int i = 0; i < handed; ++i) {
+#pragma unroll
+            for (int n = 0; n < lane_states; ++n)
+                before[i][n] = __uint_as_float(__float_as_uint(before[i][n]) | nothing);
+        }
     }
 
-    const Lane& lane_;
-    const int warp_;
-    const unsigned states_, next_states_;  // the lane's, handed to the warp and to the next one
-    const unsigned barrier_, next_barrier_;
-    int turns_ = 0;  // that the warp has waited
-    Own column_;
-    States rate_;
+    // What C reads of the states, by rows and steps. Products with C of eight steps are taken of a step's states, of
+    // which one counts. With two octets these are four steps of each, and the other four in a second set, such that a
+    // lane has of both octets the same steps in the end: of set s in column t, C of octet (t / 2 + s) % 2.
+    __device__ void read(const States (&state)[octet_tokens], float (&y)[2][2]) const {
+        float out[Sizes::octets][4];
+#pragma unroll
+        for (int s = 0; s < Sizes::octets; ++s) {
+            const int octet = Half ? (lane_.g / 2 + s) % 2 : 0;
+            load_values(row_at(octet) + (Rank + octet_states + 4 * lane_.q) * 2, out[s]);
+        }
+        float sum[2][2] = {};
+#pragma unroll
+        for (int t = 0; t < octet_tokens; ++t) {
+            const int set = Half ? t / 2 % 2 : 0;
+            const int steps[2] = {t, Half ? t ^ 2 : t};  // of rows g, and of rows g + 8
+            const float(&upper)[4] = state[steps[0]][0];
+            const float(&lower)[4] = state[steps[1]][1];
+            float products[4] = {};
+            multiply_add_tf32(products, {upper[0], lower[0], upper[1], lower[1]}, {out[set][0], out[set][1]});
+            multiply_add_tf32(products, {upper[2], lower[2], upper[3], lower[3]}, {out[set][2], out[set][3]});
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                if (lane_.q == steps[i] / 2) sum[i][t % 2] = products[2 * i + t % 2];
+            }
+        }
+        for_each_element([&](int i, int t) { y[i][t] = sum[i][t] * uncut; });
+        if constexpr (Half) from_rows(y);
+    }
+
+    // From a lane's rows to its elements: each has one of the other's in lane ^ 16.
+    __device__ void from_rows(float (&y)[2][2]) const {
+#pragma unroll
+        for (int t = 0; t < 2; ++t) {
+            const float kept = own_octet() == 0 ? y[0][t] : y[1][t];
+            const float other = __shfl_xor_sync(all_lanes, own_octet() == 0 ? y[1][t] : y[0][t], 16);
+            y[0][t] = own_octet() == 0 ? kept : other;
+            y[1][t] = own_octet() == 0 ? other : kept;
+        }
+    }
+
+    // Adds D c, merges, and stores.
+    template <bool Merged>
+    __device__ void finish(int leg, float (&y)[2][2]) const {
+        float c[4];
+        load_values(memory_ + stage_ + Sizes::c + lane_.index * 8, c);
+        const float4 biases = load_biases();
+        for_each_element([&](int i, int t) { y[i][t] = fmaf(i == 0 ? biases.z : biases.w, c[2 * i + t], y[i][t]); });
+        if constexpr (Merged) {
+            float other[4] = {}, z[4];
+            // Whose steps are the other way round.
+            if (a_.directions == 2) load_values(memory_ + stage_ + Sizes::other_y + (lane_.index ^ 3) * 8, other);
+            const unsigned own_row = octet_in_leg(token_octet()) * octet_tokens + token_of_step(lane_.g);
+            Values values = values_at(memory_ + stage_ + Sizes::z + own_row * (Sizes::channels * 2) + own_place() * 8);
+            turn(values);
+            values.to_floats(z);
+            for_each_element([&](int i, int t) {
+                y[i][t] = (y[i][t] + other[2 * i + 1 - t]) * (a_.factor * silu(z[2 * i + t]));
+            });
+            values = Values::of({y[0][0], y[0][1], y[1][0], y[1][1]});
+            turn(values);
+            const int token = leg * Sizes::tokens + static_cast<int>(own_row);
+            if (token < a_.tokens) values.put(row_in(MergedY, token, a_.merged_stride) + own_place() * 8);
+        } else {
+            const int octet = octet_of(leg, own_octet());
+            if (!Half || octet <= last_octet_)
+                Values::of({y[0][0], y[0][1], y[1][0], y[1][1]})
+                    .put(array(Y) + static_cast<std::int64_t>(octet) * (octet_elements * static_cast<int>(sizeof(T))) +
+                         lane_.index % (warp_size / Sizes::octets) * 8);
+        }
+    }
+    // Between channels by lanes and tokens by lanes.
+    __device__ static void turn(Values& values) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) values.word(i) = transpose(values.word(i));
+    }
+
+    // An array of the image and unit, from its first element.
+    __device__ char* array(Array which) const {
+        return static_cast<char*>(__cvta_global_to_generic(load_shared<std::size_t>(common_ + Sizes::places + 8 * which)));
+    }
+    __device__ void store_array(Array which, const void* array, std::int64_t element) const {
+        store_shared(common_ + Sizes::places + 8 * which,
+                     __cvta_generic_to_global(static_cast<const T*>(array) + element));
+    }
+    __device__ char* row_in(Array which, int row, std::int64_t stride) const {
+        const int bytes = static_cast<int>(stride) * static_cast<int>(sizeof(T));
+        return array(which) + static_cast<std::int64_t>(row) * bytes;
+    }
+
+    // What the block's warps have in common, by one of them.
+    __device__ void store_common(int image, int direction) const {
+        const ScanDirection& d = direction_of(a_, direction);
+        const int channels[2] = {channel_of(0), channel_of(1)};
+        // As tensor cores take a left side of 16 rows and 16 columns. Rows are the channels of the lanes' elements:
+        // those of half a column twice.
+        const T* weight = static_cast<const T*>(d.dt_weight);
+#pragma unroll
+        for (int k = 0; k < Rank / 16; ++k) {
+            Values of[2];
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+                of[i] = Values::at(reinterpret_cast<const char*>(weight + channels[i] * Rank + 16 * k + 4 * lane_.q));
+            store_shared(common_ + (k * warp_size + lane_.index) * 16,
+                         uint4{of[0].word(0), of[1].word(0), of[0].word(1), of[1].word(1)});
+        }
+        store_shared(common_ + Sizes::biases + lane_.index * 16,
+                     float4{d.dt_bias[channels[0]], d.dt_bias[channels[1]], d.skip[channels[0]], d.skip[channels[1]]});
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int channel = Half ? first_channel_ + channel_of_row(lane_.g % 4, lane_.g / 4) : channels[i];
+            store_shared(common_ + Sizes::rates + (i * warp_size + lane_.index) * 16,
+                         *reinterpret_cast<const float4*>(d.decay + channel * octet_states + 4 * lane_.q));
+        }
+        const std::int64_t first_row = static_cast<std::int64_t>(image) * a_.tokens;
+        const std::int64_t columns_before =
+            static_cast<std::int64_t>(image) * (a_.channels / column_channels) + first_channel_ / column_channels;
+        const std::int64_t first =
+            columns_before * (last_octet_ + 1) * octet_elements + first_channel_ % column_channels * octet_tokens;
+        store_array(Rows, d.projected, first_row * (Rank + 2 * octet_states));
+        store_array(C, d.c, first);
+        store_array(Y, d.y, first);
+        store_array(OtherY, direction_of(a_, 1 - direction).y, first);
+        store_array(Z, a_.z, first_row * a_.z_stride + first_channel_);
+        store_array(MergedY, a_.merged, first_row * a_.merged_stride + first_channel_);
+    }
+
+    // Where numbers' digits are spread as in a table of logarithms, tf32 has 3.52e-4 less of them on average.
+    static constexpr float uncut = 1.0F / (1.0F - 3.52e-4F);
+
+    const Scan& a_;
+    Lane lane_;
+    const bool forward_;
+    const int warp_, warps_;
+    const int last_octet_, last_leg_;
+    const int first_channel_;
+    const unsigned common_, memory_, next_memory_;
+    const unsigned zero_;  // which the compiler does not know
+    unsigned stage_ = Sizes::stage;  // bytes from the warp's memory to the inputs at hand
+    unsigned parity_ = 0;  // of the times that the warp has waited
 };
 
-template <typename T, int Rank>
-__global__ void __launch_bounds__(warps* warp_size, blocks_of_multiprocessor)
-    scan_relay_of(const __grid_constant__ Scan a) {
+template <typename T, int Rank, bool Half, bool Brief>
+__global__ void __launch_bounds__(max_warps* warp_size, 1) scan_relay_of(const __grid_constant__ Scan a) {
     extern __shared__ float4 shared[];
-    const unsigned barriers = shared_address(shared);
-    const unsigned own_barrier = barriers + threadIdx.x * barrier_bytes;
-    wait_for_predecessor();
+    const unsigned memory = shared_address(shared);
+    const int warps = static_cast<int>(blockDim.x) / warp_size;
     let_successor_begin();
-    if (threadIdx.x < warps) begin_barrier(own_barrier, warp_size);
+    // One by each warp: racecheck does not follow a warp that begins several.
+    const unsigned own_barrier = memory + common_room + threadIdx.x / warp_size * warp_room;
+    if (threadIdx.x % warp_size == 0) begin_barrier(own_barrier, warp_size);
     __syncthreads();
-    const int columns = a.channels / column_channels;
+    const int units = a.channels / Leg<Rank, Half>::channels;
     const int index = static_cast<int>(blockIdx.x) / a.directions;
     const Lane lane(static_cast<int>(threadIdx.x));
-    RelayWalk<T, Rank> walk(a, index / columns, index % columns, static_cast<int>(blockIdx.x) % a.directions, lane,
-                            barriers + barriers_bytes, barriers);
-    walk.walk(a.directions == 2);
+    // Until here only weights are read.
+    Runner<T, Rank, Half, Brief> runner(a, index / units, index % units, static_cast<int>(blockIdx.x) % a.directions,
+                                        lane, warps, memory);
     __syncthreads();
-    if (threadIdx.x < warps) end_barrier(own_barrier);
+    wait_for_predecessor();
+    runner.run();
+    __syncthreads();
+    if (threadIdx.x % warp_size == 0) end_barrier(own_barrier);
+}
+
+constexpr int block_bytes(int warps) {
+    return common_room + warps * warp_room;
+}
+
+// Calls function.operator()<Half, Brief>() for a form: with many warps they wait for one another most of all.
+constexpr int brief_from = 8;
+template <typename F>
+void with_legs(const ScanForm& form, const F& function) {
+    const bool brief = form.warps >= brief_from;
+    if (form.kind == ScanForm::Halves)
+        return brief ? function.template operator()<true, true>() : function.template operator()<true, false>();
+    return brief ? function.template operator()<false, true>() : function.template operator()<false, false>();
 }
 
 }  // namespace
 
-bool scan_relay_takes(const Scan& a) {
-    return takes_octets(a);
+bool scan_relay_takes(const Scan& a, const ScanForm& form, const DeviceProperties& device) {
+    if (!device.clusters || !takes_octets(a) || a.z_stride % 8 != 0 || form.warps < 2 || form.warps > max_warps)
+        return false;
+    return block_bytes(form.warps) <= device.shared_bytes_per_block;
 }
 
-void scan_relay(const Scan& a, cudaStream_t stream) {
-    const unsigned directions = static_cast<unsigned>(a.directions);
-    const unsigned columns = static_cast<unsigned>(a.batch) * static_cast<unsigned>(a.channels / column_channels);
+void scan_relay(const Scan& a, const ScanForm& form, cudaStream_t stream) {
     with_rank(a, [&]<typename T, int Rank>() {
-        const auto kernel = scan_relay_of<T, Rank>;
-        constexpr int bytes = RelayWalk<T, Rank>::block_bytes;
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-              "scan_relay: shared memory");
-        launch("scan_relay", kernel, {columns * directions, warps * warp_size, bytes, directions}, stream, a);
+        with_legs(form, [&]<bool Half, bool Brief>() {
+            using Sizes = Leg<Rank, Half>;
+            const auto kernel = scan_relay_of<T, Rank, Half, Brief>;
+            const int bytes = block_bytes(form.warps);
+            const unsigned directions = static_cast<unsigned>(a.directions);
+            const unsigned units = static_cast<unsigned>(a.batch) * static_cast<unsigned>(a.channels / Sizes::channels);
+            check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                  "scan_relay: shared memory");
+            launch("scan_relay", kernel,
+                   {units * directions, static_cast<unsigned>(form.warps * warp_size), static_cast<std::size_t>(bytes),
+                    directions},
+                   stream, a);
+        });
     });
 }
 

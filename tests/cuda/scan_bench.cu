@@ -99,6 +99,7 @@ void bench(const Work& s, const DeviceProperties& device) {
             a.chunk_states = room.data();
             std::printf("  %s", name_of(form.kind));
             if (form.kind == ScanForm::Octets) std::printf("/%d", form.chunks);
+            if (form.warps > 0) std::printf("/%d", form.warps);
             std::printf(" %.2f%s", updates / static_cast<double>(median_ms(a, form)) * 1e-9, form == chosen ? "*" : "");
         }
     }

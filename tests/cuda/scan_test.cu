@@ -168,7 +168,7 @@ void check_form(const Case& s, const ScanForm& form) {
     if (!CHECK(error <= limit)) {
         std::cerr << "  " << error << " for batch " << s.batch << ", tokens " << s.tokens << ", channels " << s.channels
                   << ", states " << s.states << ", rank " << s.rank << ", " << name_of(s.dtype) << ", form "
-                  << name_of(form.kind) << ", chunks " << form.chunks << '\n';
+                  << name_of(form.kind) << ", chunks " << form.chunks << ", warps " << form.warps << '\n';
     }
 }
 
