@@ -40,6 +40,11 @@ __device__ inline void multiply_add_tf32(float (&sum)[4], const float (&a)[2], f
         : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(b)));
 }
 
+// Has the compiler compute anew what follows from x, instead of keeping it in registers.
+__device__ inline void forget(int& x) {
+    asm volatile("" : "+r"(x));
+}
+
 // Where p lies in shared memory.
 __device__ inline unsigned shared_address(const void* p) {
     return static_cast<unsigned>(__cvta_generic_to_shared(p));

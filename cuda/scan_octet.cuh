@@ -22,9 +22,6 @@ struct Lane {
     int index, g, q;
 
     __device__ explicit Lane(int thread) : index(thread % warp_size), g(index / 4), q(index % 4) {}
-
-    // Has the compiler compute anew what follows from a lane's numbers, instead of keeping it in registers.
-    __device__ void forget() { asm volatile("" : "+r"(index), "+r"(g), "+r"(q)); }
 };
 
 // Calls function(i, t) for both of a lane's rows g + 8 i and both of its steps 2 q + t.

@@ -199,7 +199,7 @@ private:
 
     template <bool Merged>
     __device__ void take_leg(int step) {
-        if constexpr (Brief) lane_.forget();
+        if constexpr (Brief) forget(lane_.index), forget(lane_.g), forget(lane_.q);
         wait_for_copies<1>();
         __syncwarp();
         give_steps();
@@ -219,6 +219,7 @@ private:
             for (int t = 0; t < octet_tokens; ++t)
                 for_each_state([&](int i, int n) { state[t][i][n] = fmaf(left[t][i][n], before[i][n], state[t][i][n]); });
         }
+        if constexpr (!Brief) forget(lane_.q);
         float y[2][2];
         read(state, y);
         finish<Merged>(leg_at(step), y);
