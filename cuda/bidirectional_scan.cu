@@ -22,14 +22,14 @@ std::int64_t round_up(std::int64_t a, std::int64_t b) {
     return (a + b - 1) / b * b;
 }
 
-// Columns of all directions and images by multiprocessor, from which on a form pays.
-constexpr double enough_for_octets = 9;   // a warp for each
-constexpr double enough_for_relays = 1.5;  // of four warps
-constexpr double enough_for_halves = 0.75;  // two relays of four warps for each
-constexpr double enough_for_long_relays = 0.5;  // of as many warps as there is room for; below, two of them for each
+// Columns of all directions and images by multiprocessor, from which on a form is the best.
+constexpr double enough_for_octets = 9;
+constexpr double enough_for_short_relays = 2;   // of 4 warps: a multiprocessor has room for three
+constexpr double enough_for_relays = 1;         // of 6: for two
+constexpr double enough_for_long_relays = 0.5;  // of 12; below, two such relays for each column
 
-// Where there are no relays: warps by multiprocessor that chunks should make, of so many octets at least, and so many of
-// them.
+// Where there are no relays: warps by multiprocessor that chunks should make, of so many octets at least, and so many
+// of them.
 constexpr int chunk_warps = 14;
 constexpr int least_chunk = 20;
 constexpr int enough_chunks = 5;
@@ -44,8 +44,8 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
                                                      a.tokens / octet_tokens / 2 / least_chunk)};
     ScanForm best{ScanForm::Halves, 0, 12};
     if (columns >= enough_for_long_relays * chip) best = {ScanForm::Relay, 0, 12};
-    if (columns >= enough_for_halves * chip) best = {ScanForm::Halves, 0, 4};
-    if (columns >= enough_for_relays * chip) best = relay;
+    if (columns >= enough_for_relays * chip) best = {ScanForm::Relay, 0, 6};
+    if (columns >= enough_for_short_relays * chip) best = relay;
     return {best, relay, chunks.chunks >= enough_chunks ? chunks : whole, wide};
 }
 
@@ -85,10 +85,8 @@ bool scan_takes(const Scan& a, const ScanForm& form, const DeviceProperties& dev
 
 std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device) {
     std::vector<ScanForm> forms{{ScanForm::Channels}, {ScanForm::Columns}};
-    for (const int warps : {4, 6, 12}) {
-        forms.push_back({ScanForm::Relay, 0, warps});
-        forms.push_back({ScanForm::Halves, 0, warps});
-    }
+    for (const int warps : {4, 6, 12}) forms.push_back({ScanForm::Relay, 0, warps});
+    for (const int warps : {7, 12}) forms.push_back({ScanForm::Halves, 0, warps});
     for (const int chunks : {0, 1, 2, 7, 14, 28}) forms.push_back({ScanForm::Octets, chunks});
     std::erase_if(forms, [&](const ScanForm& form) { return !scan_takes(a, form, device); });
     return forms;

@@ -80,7 +80,7 @@ struct ScanForm {
         Columns,   // a warp for each column of 64 channels, where there are 16 states, token after token
         Octets,    // a warp for each column of 16 channels, eight tokens at a time
         Relay,     // `warps` for each column of 16 channels, taking turns at eight tokens
-        Halves,    // `warps` for each half of such a column, taking turns at 16 tokens
+        Halves,    // `warps` for each half of a column, taking turns at 16 tokens
     };
     Kind kind = Channels;
     int chunks = 0;  // of each half of a walk by octets, whose states are computed beforehand: more exponentials, but

@@ -102,11 +102,20 @@ __device__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
-// All threads of the cluster; what they wrote before it can be read behind it.
-__device__ inline void meet_cluster() {
+// All threads of the cluster arrive and wait; what they wrote before they arrived can be read behind the wait.
+__device__ inline void arrive_at_cluster() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
 #endif
+}
+__device__ inline void wait_for_cluster() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+__device__ inline void meet_cluster() {
+    arrive_at_cluster();
+    wait_for_cluster();
 }
 
 // 16 bytes of the shared memory of a block of the cluster, from where they lie in one's own.

@@ -1,14 +1,17 @@
 // The scan with a column's time shared out among the warps of a block, for shapes of few columns: they take turns at
-// its octets (scan_octet.cuh). What does not depend on the states before a leg is computed ahead and kept in registers:
-// its states from zero, and how much is left of those before it. Then the warp waits for them, hands them on behind the
-// leg, by one multiply-add each, and reads what y needs. So no exponential is computed twice.
+// its octets (scan_octet.cuh). What does not depend on the states before a leg is computed ahead and kept in registers;
+// then the warp waits for those states, hands on the ones behind the leg, and reads of all of them what y needs. So no
+// exponential is computed twice.
 //
 // A leg is what a warp takes at a turn: an octet of a column; or, where columns are fewer still, two neighbouring
 // octets of half a column. Either is 16 rows of 8 steps: a row is a channel, or one of 8 channels of one of the octets.
 //
-// Inputs are fetched two turns ahead. A column's two directions are the blocks of a cluster and meet once, half-way.
-#include <algorithm>
-
+// What is computed ahead are the leg's decays and what its tokens add; the states then follow by a multiply-add for
+// each token, while the next warp waits. Many warps wait for one another most of all. In a brief relay they compute the
+// states from zero ahead, and how much is left of those before, so that only one multiply-add is waited for.
+//
+// Inputs are fetched two turns ahead. A column's two directions are the blocks of a cluster and meet once, half-way: a
+// warp waits there for the other direction's y when it has all else of its first leg that is merged.
 #include "launch.h"
 #include "lowering_rules.h"
 #include "scan_octet.cuh"
@@ -47,7 +50,7 @@ struct Leg {
     static constexpr int other_y = z + values_bytes;
     static constexpr int stage_bytes = other_y + values_bytes;
 
-    static constexpr int stage = inbox + inbox_bytes;  // the first one
+    static constexpr int stage = inbox + inbox_bytes;        // the first one
     static constexpr int in = stage + stages * stage_bytes;  // B in fp32
     static constexpr int steps = in + octets * in_bytes;
     static_assert(steps + octet_tokens / 2 * pair_bytes <= warp_room);
@@ -59,8 +62,8 @@ struct Leg {
     static_assert(places + 64 <= common_room);
 };
 
-// A warp's part in a relay. Lanes prepare, and store, a leg's elements in the order of c: [i][t] is channel_of(i) at
-// step 2 q + t of own_octet(). They take states by rows: [i] is row g + 8 i.
+// A warp's part in a relay, brief or not. Lanes prepare, and store, a leg's elements in the order of c: [i][t] is
+// channel_of(i) at step 2 q + t of own_octet(). They take states by rows: [i] is row g + 8 i.
 template <typename T, int Rank, bool Half, bool Brief>
 class Runner {
     using Sizes = Leg<Rank, Half>;
@@ -97,61 +100,42 @@ public:
         fetch(step + warps_, next_stage());
         commit_copies();
         for (; step < plain_legs(); step += warps_) take_leg<false>(step);
-        if (a_.directions == 2) meet_cluster();
-        fetch_gates(step, stage_);
-        commit_copies();
-        fetch_gates(step + warps_, next_stage());
-        commit_copies();
+        if (a_.directions == 2) arrive_at_cluster();
+        if (step < legs()) {
+            take_leg<true, true>(step);
+            step += warps_;
+        } else if (a_.directions == 2) {
+            wait_for_cluster();
+        }
         for (; step < legs(); step += warps_) take_leg<true>(step);
     }
 
 private:
     enum Array { Rows, C, Y, OtherY, Z, MergedY };
 
-    __device__ int legs() const {
-        return last_leg_ + 1;
-    }
+    __device__ int legs() const { return last_leg_ + 1; }
     // The leg that comes `step`th on the direction's walk, and the `i`th octet of it.
-    __device__ int leg_at(int step) const {
-        return forward_ ? step : last_leg_ - step;
-    }
-    __device__ int octet_in_leg(int i) const {
-        return !Half || forward_ ? i : 1 - i;
-    }
-    __device__ int octet_of(int leg, int i) const {
-        return leg * Sizes::octets + octet_in_leg(i);
-    }
+    __device__ int leg_at(int step) const { return forward_ ? step : last_leg_ - step; }
+    __device__ int octet_in_leg(int i) const { return !Half || forward_ ? i : 1 - i; }
+    __device__ int octet_of(int leg, int i) const { return leg * Sizes::octets + octet_in_leg(i); }
     // Which token of an octet a step is.
-    __device__ int token_of_step(int step) const {
-        return forward_ ? step : octet_tokens - 1 - step;
-    }
+    __device__ int token_of_step(int step) const { return forward_ ? step : octet_tokens - 1 - step; }
     // Of the lane's elements, the octet, the channels, and the rows.
-    __device__ int own_octet() const {
-        return Half ? lane_.index / 16 : 0;
-    }
-    __device__ int channel_of(int i) const {
-        return first_channel_ + channel_of_row(Half ? lane_.g % 4 : lane_.g, i);
-    }
-    __device__ int row_of(int i) const {
-        return Half ? 8 * own_octet() + lane_.g % 4 + 4 * i : lane_.g + 8 * i;
-    }
+    __device__ int own_octet() const { return Half ? lane_.index / 16 : 0; }
+    __device__ int channel_of(int i) const { return first_channel_ + channel_of_row(Half ? lane_.g % 4 : lane_.g, i); }
+    __device__ int row_of(int i) const { return Half ? 8 * own_octet() + lane_.g % 4 + 4 * i : lane_.g + 8 * i; }
     // Where rows are tokens, the lane has step g of an octet, of its channels the own_place()th four.
-    __device__ int token_octet() const {
-        return Half ? lane_.q / 2 : 0;
-    }
-    __device__ int own_place() const {
-        return Half ? lane_.q % 2 : lane_.q;
-    }
+    __device__ int token_octet() const { return Half ? lane_.q / 2 : 0; }
+    __device__ int own_place() const { return Half ? lane_.q % 2 : lane_.q; }
 
-    __device__ unsigned next_stage() const {
-        return 2 * Sizes::stage + Sizes::stage_bytes - stage_;
-    }
+    __device__ unsigned next_stage() const { return 2 * Sizes::stage + Sizes::stage_bytes - stage_; }
 
     // Begins to fetch a leg's rows and c; beyond the last token, zeros.
     __device__ void fetch(int step, unsigned stage) const {
         if (step < legs()) {
             const int leg = leg_at(step), first = leg * Sizes::tokens;
-            const char* rows = array(Rows) + static_cast<std::int64_t>(first) * Sizes::row_bytes + lane_.index * piece_bytes;
+            const char* rows =
+                array(Rows) + static_cast<std::int64_t>(first) * Sizes::row_bytes + lane_.index * piece_bytes;
             const int there = min(a_.tokens - first, Sizes::tokens) * Sizes::row_bytes - lane_.index * piece_bytes;
             const unsigned to = memory_ + stage + place_of(lane_.index);
             constexpr int pieces = Sizes::tokens * Sizes::row_pieces;
@@ -167,7 +151,17 @@ private:
             }
         }
     }
-    // Its z, and the other direction's y.
+    // Until the other direction's y are there, which a warp wants for its first leg of those that are merged. Then what
+    // else that leg needs, and the next one.
+    __device__ void meet(int step) const {
+        if (a_.directions == 2) wait_for_cluster();
+        fetch_gates(step, stage_);
+        fetch_gates(step + warps_, next_stage());
+        commit_copies();
+        wait_for_copies<0>();
+        __syncwarp();
+    }
+    // A leg's z, and the other direction's y.
     __device__ void fetch_gates(int step, unsigned stage) const {
         if (step < legs()) {
             const int leg = leg_at(step);
@@ -197,7 +191,8 @@ private:
         return piece * piece_bytes + piece / Sizes::row_pieces * (Sizes::row_stride - Sizes::row_bytes);
     }
 
-    template <bool Merged>
+    // `First`: of the warp's legs that are merged.
+    template <bool Merged, bool First = false>
     __device__ void take_leg(int step) {
         if constexpr (Brief) forget(lane_.index), forget(lane_.g), forget(lane_.q);
         wait_for_copies<1>();
@@ -217,11 +212,13 @@ private:
             });
 #pragma unroll
             for (int t = 0; t < octet_tokens; ++t)
-                for_each_state([&](int i, int n) { state[t][i][n] = fmaf(left[t][i][n], before[i][n], state[t][i][n]); });
+                for_each_state(
+                    [&](int i, int n) { state[t][i][n] = fmaf(left[t][i][n], before[i][n], state[t][i][n]); });
         }
         if constexpr (!Brief) forget(lane_.q);
         float y[2][2];
         read(state, y);
+        if constexpr (First) meet(step);
         finish<Merged>(leg_at(step), y);
         __syncwarp();
         fetch(step + 2 * warps_, stage_);
@@ -297,8 +294,8 @@ private:
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 if (t % 2 == 0)
-                    two_steps[i] = load_shared<float4>(memory_ + Sizes::steps + t / 2 * pair_bytes +
-                                                       (lane_.g + 8 * i) * 16);
+                    two_steps[i] =
+                        load_shared<float4>(memory_ + Sizes::steps + t / 2 * pair_bytes + (lane_.g + 8 * i) * 16);
                 in[i] = load_shared<float4>(memory_ + Sizes::in + (Half ? i : 0) * in_bytes + t * octet_states * 4 +
                                             lane_.q * 16);
             }
@@ -318,7 +315,8 @@ private:
     __device__ void load_rates(States& rate) const {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const auto four = load_shared<float4>(common_ + Sizes::rates + ((Half ? 0 : i) * warp_size + lane_.index) * 16);
+            const auto four =
+                load_shared<float4>(common_ + Sizes::rates + ((Half ? 0 : i) * warp_size + lane_.index) * 16);
             rate[i][0] = four.x, rate[i][1] = four.y, rate[i][2] = four.z, rate[i][3] = four.w;
         }
     }
@@ -330,23 +328,14 @@ private:
         return all & zero_;
     }
 
-    // From what is added to the states behind each step. `before`: those before the leg; of half columns in [0] alone.
+    // From what is added to the states behind each step.
     __device__ static void take_on(const States (&decay)[octet_tokens], const States& before,
                                    States (&state)[octet_tokens]) {
 #pragma unroll
-        for (int step = 0; step < Sizes::tokens; ++step) {
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const int t = step % octet_tokens;
-                if (Half && i != step / octet_tokens) continue;
-#pragma unroll
-                for (int n = 0; n < lane_states; ++n) {
-                    const float former = step == 0                ? before[i][n]
-                                         : Half && step == octet_tokens ? state[octet_tokens - 1][0][n]
-                                                                  : state[(step - 1) % octet_tokens][i][n];
-                    state[t][i][n] = fmaf(decay[t][i][n], former, state[t][i][n]);
-                }
-            }
+        for (int t = 0; t < octet_tokens; ++t) {
+            for_each_state([&](int i, int n) {
+                state[t][i][n] = fmaf(decay[t][i][n], t == 0 ? before[i][n] : state[t - 1][i][n], state[t][i][n]);
+            });
         }
     }
 
@@ -376,8 +365,7 @@ private:
                 s[n] = fmaf(left[last][i][n], before[i][n], state[last][i][n]);
                 if constexpr (Half) s[n] = fmaf(left[last][1][n], s[n], state[last][1][n]);
             }
-            store_shared(next_memory_ + inbox + (lane_.index + i * warp_size) * 16,
-                         float4{s[0], s[1], s[2], s[3]});
+            store_shared(next_memory_ + inbox + (lane_.index + i * warp_size) * 16, float4{s[0], s[1], s[2], s[3]});
         }
         if constexpr (!Brief) {
             arrive_at(next_memory_);
@@ -448,9 +436,8 @@ private:
             Values values = values_at(memory_ + stage_ + Sizes::z + own_row * (Sizes::channels * 2) + own_place() * 8);
             turn(values);
             values.to_floats(z);
-            for_each_element([&](int i, int t) {
-                y[i][t] = (y[i][t] + other[2 * i + 1 - t]) * (a_.factor * silu(z[2 * i + t]));
-            });
+            for_each_element(
+                [&](int i, int t) { y[i][t] = (y[i][t] + other[2 * i + 1 - t]) * (a_.factor * silu(z[2 * i + t])); });
             values = Values::of({y[0][0], y[0][1], y[1][0], y[1][1]});
             turn(values);
             const int token = leg * Sizes::tokens + static_cast<int>(own_row);
@@ -471,7 +458,8 @@ private:
 
     // An array of the image and unit, from its first element.
     __device__ char* array(Array which) const {
-        return static_cast<char*>(__cvta_global_to_generic(load_shared<std::size_t>(common_ + Sizes::places + 8 * which)));
+        return static_cast<char*>(
+            __cvta_global_to_generic(load_shared<std::size_t>(common_ + Sizes::places + 8 * which)));
     }
     __device__ void store_array(Array which, const void* array, std::int64_t element) const {
         store_shared(common_ + Sizes::places + 8 * which,
@@ -529,9 +517,9 @@ private:
     const int last_octet_, last_leg_;
     const int first_channel_;
     const unsigned common_, memory_, next_memory_;
-    const unsigned zero_;  // which the compiler does not know
+    const unsigned zero_;            // which the compiler does not know
     unsigned stage_ = Sizes::stage;  // bytes from the warp's memory to the inputs at hand
-    unsigned parity_ = 0;  // of the times that the warp has waited
+    unsigned parity_ = 0;            // of the times that the warp has waited
 };
 
 template <typename T, int Rank, bool Half, bool Brief>
@@ -561,14 +549,13 @@ constexpr int block_bytes(int warps) {
     return common_room + warps * warp_room;
 }
 
-// Calls function.operator()<Half, Brief>() for a form: with many warps they wait for one another most of all.
-constexpr int brief_from = 8;
+// Calls function.operator()<Half, Brief>() for a form.
+constexpr int brief_from = 8;  // warps
 template <typename F>
 void with_legs(const ScanForm& form, const F& function) {
-    const bool brief = form.warps >= brief_from;
-    if (form.kind == ScanForm::Halves)
-        return brief ? function.template operator()<true, true>() : function.template operator()<true, false>();
-    return brief ? function.template operator()<false, true>() : function.template operator()<false, false>();
+    if (form.kind == ScanForm::Halves) return function.template operator()<true, true>();
+    if (form.warps >= brief_from) return function.template operator()<false, true>();
+    return function.template operator()<false, false>();
 }
 
 }  // namespace

@@ -37,9 +37,11 @@ if wanted kernels; then
 fi
 if wanted sanitizer; then
     running=()
-    for tool in memcheck racecheck initcheck synccheck; do
+    # A relay has up to 12 barriers for each block.
+    for tool in memcheck racecheck initcheck "synccheck --num-cuda-barriers 100000"; do
         sanitized() {
-            stage "$tool-$1" timeout 200 compute-sanitizer --tool $tool --error-exitcode 1 "${@:2}" &
+            # shellcheck disable=SC2086
+            stage "${tool%% *}-$1" timeout 200 compute-sanitizer --tool $tool --error-exitcode 1 "${@:2}" &
             running+=($!)
         }
         sanitized norms "$build/tests/cuda/kernels_test" add_norm
@@ -48,6 +50,7 @@ if wanted sanitizer; then
         # One form in a process: racecheck takes a barrier of one kernel and plain memory of the next for a race.
         VIMRT_SCAN_FORM=octets sanitized scan-octets "$build/tests/cuda/scan_test" octets_order
         VIMRT_SCAN_FORM=relay sanitized scan-relay "$build/tests/cuda/scan_test" octets_order
+        VIMRT_SCAN_FORM=halves sanitized scan-halves "$build/tests/cuda/scan_test" octets_order
     done
     for process in "${running[@]}"; do wait "$process" || failed=1; done
 fi
