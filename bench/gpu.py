@@ -293,17 +293,20 @@ def main() -> int:
     options = parse()
     card = card_of(options.device)
     keep = options.resume or bool(options.only)
+    options.output.mkdir(parents=True, exist_ok=True)
     results = Results(options.output / f"gpu_{card}.json", keep)
     profiles = Results(options.output / f"profile_{card}.json", keep)
     rows: Sequence[Row] = options.only or all_rows()
     rates: Mapping[str, Any] | None = None
     with tempfile.TemporaryDirectory() as folder:
+        models = options.models or Path(folder)
+        models.mkdir(parents=True, exist_ok=True)
         for row in rows:
             compiled = not options.quick or row in options.compile
             if options.resume and row in results and row not in options.compile:
                 continue
             settings = Settings(
-                export_random(row.size, options.models or Path(folder)),
+                export_random(row.size, models),
                 device=options.device,
                 dtype="fp16" if options.device.startswith("cuda") else None,
                 peers=["deit"],

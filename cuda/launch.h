@@ -14,6 +14,7 @@ struct Grid {
     dim3 blocks, threads;
     std::size_t shared_bytes = 0;
     unsigned cluster = 1;  // neighbouring blocks that run at the same time; more than one from 9.0 on
+    bool early = true;     // may be set up while the kernel before still runs
 };
 
 template <typename... Parameters, typename... Arguments>
@@ -21,7 +22,7 @@ void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, c
             const Arguments&... arguments) {
     cudaLaunchAttribute attributes[2]{};
     unsigned count = 0;
-    if (runs_code_of_hopper()) {
+    if (grid.early && runs_code_of_hopper()) {
         attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
         attributes[count++].val.programmaticStreamSerializationAllowed = 1;
     }
