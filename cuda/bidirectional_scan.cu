@@ -28,8 +28,9 @@ constexpr double enough_for_short_relays = 2;   // of 4 warps: a multiprocessor 
 constexpr double enough_for_relays = 1;         // of 6: for two
 constexpr double enough_for_long_relays = 0.5;  // of 12; below, two such relays for each column
 
-// Where there are no relays: warps by multiprocessor that chunks should make, of so many octets at least, and so many
-// of them.
+// Where there are no relays, or walks of few columns are as long as this: warps by multiprocessor that chunks should
+// make, of so many octets at least, and so many of them.
+constexpr int long_tokens = 32768;
 constexpr int chunk_warps = 14;
 constexpr int least_chunk = 20;
 constexpr int enough_chunks = 5;
@@ -46,7 +47,9 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
     if (columns >= enough_for_long_relays * chip) best = {ScanForm::Relay, 0, 12};
     if (columns >= enough_for_relays * chip) best = {ScanForm::Relay, 0, 6};
     if (columns >= enough_for_short_relays * chip) best = relay;
-    return {best, relay, chunks.chunks >= enough_chunks ? chunks : whole, wide};
+    const ScanForm without_relays = chunks.chunks >= enough_chunks ? chunks : whole;
+    if (best.kind == ScanForm::Halves && a.tokens >= long_tokens) return {without_relays, wide};
+    return {best, relay, without_relays, wide};
 }
 
 }  // namespace
