@@ -24,8 +24,9 @@ std::int64_t round_up(std::int64_t a, std::int64_t b) {
 
 // Columns of all directions and images by multiprocessor, from which on a form is the best.
 constexpr double enough_for_octets = 9;
-constexpr double enough_for_short_relays = 2;   // of 4 warps: a multiprocessor has room for three
-constexpr double enough_for_relays = 1;         // of 6: for two
+constexpr double enough_for_short_relays = 2;  // of 4 warps: a multiprocessor has room for three
+constexpr double enough_for_relays = 1;        // of 6: for two; of more tokens than a few halves are better
+constexpr int few_tokens = 1024;
 constexpr double enough_for_long_relays = 0.5;  // of 12; below, two such relays for each column
 
 // Where there are no relays, or walks of few columns are as long as this: warps by multiprocessor that chunks should
@@ -45,10 +46,11 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
                                                      a.tokens / octet_tokens / 2 / least_chunk)};
     ScanForm best{ScanForm::Halves, 0, 12};
     if (columns >= enough_for_long_relays * chip) best = {ScanForm::Relay, 0, 12};
-    if (columns >= enough_for_relays * chip) best = {ScanForm::Relay, 0, 6};
+    if (columns >= enough_for_relays * chip)
+        best = a.tokens <= few_tokens ? ScanForm{ScanForm::Relay, 0, 6} : ScanForm{ScanForm::Halves, 0, 12};
     if (columns >= enough_for_short_relays * chip) best = relay;
     const ScanForm without_relays = chunks.chunks >= enough_chunks ? chunks : whole;
-    if (best.kind == ScanForm::Halves && a.tokens >= long_tokens) return {without_relays, wide};
+    if (columns < enough_for_long_relays * chip && a.tokens >= long_tokens) return {without_relays, wide};
     return {best, relay, without_relays, wide};
 }
 
