@@ -65,18 +65,22 @@ constexpr int in_bytes = octet_tokens * octet_states * 4;
 constexpr int pair_bytes = column_channels * 16 + 32;
 constexpr int octet_bytes = in_bytes + octet_tokens / 2 * pair_bytes;
 
+// The cores cut states to tf32. Where numbers' digits are spread as in a table of logarithms, it has 3.52e-4 less of
+// them on average; this makes good for it.
+constexpr float uncut = 1.0F / (1.0F - 3.52e-4F);
+
 // dt_weight of a column, of rank `rank`.
 constexpr int weight_bytes(int rank) {
     return rank * column_channels * 2;
 }
 
-// A column of a direction of an image, as a warp walks it. Buffers: octets that shared memory has room for; functions
+// A column of a direction of an image, as a warp walks it alone. Shared memory has room for two octets; functions
 // are told which one by its first byte.
-template <typename T, int Rank, int Buffers>
+template <typename T, int Rank>
 class Column {
 public:
     using Values = Few<T, 4>;
-    static constexpr int bytes = Buffers * octet_bytes + weight_bytes(Rank);
+    static constexpr int bytes = 2 * octet_bytes + weight_bytes(Rank);
 
     // `memory`: `bytes` of shared memory, of the warp alone, aligned to 64.
     __device__ Column(const Scan& a, int image, int column, int direction, const Lane& lane, unsigned memory)
@@ -196,7 +200,7 @@ public:
     }
 
     // What C of step t reads of the states behind it, left in `sum` where the step is the lane's.
-    // `out`: of step g, as it was left. The cores cut states to tf32, `uncut` makes good for it.
+    // `out`: of step g, as it was left. Less by `uncut`.
     __device__ void read(int t, const States& s, const float (&out)[4], float (&sum)[2][2]) const {
         // Products of the states with C of every step, of which this step's count.
         float products[4] = {};
@@ -204,8 +208,6 @@ public:
         multiply_add_tf32(products, {s[0][2], s[1][2], s[0][3], s[1][3]}, {out[2], out[3]});
         if (lane_.q == t / 2) sum[0][t % 2] = products[t % 2], sum[1][t % 2] = products[2 + t % 2];
     }
-    // Where numbers' digits are spread as in a table of logarithms, tf32 has 3.52e-4 less of them on average.
-    static constexpr float uncut = 1.0F / (1.0F - 3.52e-4F);
 
     // The other direction's y.
     __device__ float other(int i, int t) const {
@@ -261,7 +263,7 @@ private:
         return buffer + in_bytes;
     }
     __device__ unsigned weights() const {
-        return buffer(Buffers);
+        return buffer(2);
     }
     __device__ static void load_four(unsigned from, float (&to)[4]) {
         const auto four = load_shared<float4>(from);

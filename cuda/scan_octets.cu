@@ -29,7 +29,7 @@ enum class Part { Plain, Merged, States };
 
 template <typename T, int Rank>
 class Walk {
-    using Own = Column<T, Rank, 2>;  // octets in turn
+    using Own = Column<T, Rank>;  // octets in turn
     using Steps = typename Own::Pair[2];
 
 public:
@@ -177,7 +177,7 @@ private:
     template <Part part>
     __device__ void store(const float (&sum)[2][2], const float (&gate)[2][2]) const {
         float y[2][2];
-        for_each_element([&](int i, int t) { y[i][t] = fmaf(sum[i][t], Own::uncut, start_[i][t]); });
+        for_each_element([&](int i, int t) { y[i][t] = fmaf(sum[i][t], uncut, start_[i][t]); });
         if constexpr (part == Part::Merged) {
             for_each_element([&](int i, int t) { y[i][t] *= gate[i][t]; });
             column_.store_merged(at_, y);
@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(warps_of_block* warp_size, blocks_of_multiproc
     const bool real = index < a.batch * columns;
     const int own = real ? index : 0;
     Walk<T, Rank> walk(a, own / columns, own % columns, warp % a.directions, lane,
-                       shared_address(shared) + warp * Column<T, Rank, 2>::bytes);
+                       shared_address(shared) + warp * Column<T, Rank>::bytes);
     const int plain = real ? walk.column().plain_octets() : 0;
     if (real) walk.template begin<Part::Plain>(0);
     walk.template take<Part::Plain>(plain);
@@ -260,7 +260,7 @@ __global__ void __launch_bounds__(warps_of_block* warp_size, blocks_of_multiproc
     if (chunk.index >= last) return;
     const int columns = a.channels / column_channels;
     Walk<T, Rank> walk(a, chunk.column / columns, chunk.column % columns, chunk.direction, lane,
-                       shared_address(shared) + warp * Column<T, Rank, 2>::bytes);
+                       shared_address(shared) + warp * Column<T, Rank>::bytes);
     const int plain = walk.column().plain_octets(), octets = walk.column().octets();
     const int begin = Chunk::first_step(chunk.index, chunks, plain, octets);
     const int end = Chunk::first_step(chunk.index + 1, chunks, plain, octets);
@@ -276,7 +276,7 @@ template <int Rank, typename Kernel, typename... Arguments>
 void start(Kernel kernel, int blocks, bool early, const Scan& a, cudaStream_t stream, Arguments... arguments) {
     if (blocks == 0) return;
     const Grid grid{static_cast<unsigned>(blocks), warps_of_block * warp_size,
-                    static_cast<std::size_t>(warps_of_block * Column<__half, Rank, 2>::bytes), 1, early};
+                    static_cast<std::size_t>(warps_of_block * Column<__half, Rank>::bytes), 1, early};
     check(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)),
         "scan_octets: shared memory");

@@ -508,9 +508,6 @@ private:
         store_array(MergedY, a_.merged, first_row * a_.merged_stride + first_channel_);
     }
 
-    // Where numbers' digits are spread as in a table of logarithms, tf32 has 3.52e-4 less of them on average.
-    static constexpr float uncut = 1.0F / (1.0F - 3.52e-4F);
-
     const Scan& a_;
     Lane lane_;
     const bool forward_;
