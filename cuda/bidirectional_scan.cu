@@ -29,8 +29,8 @@ constexpr double enough_for_relays = 1;        // of 6: for two; of more tokens 
 constexpr int few_tokens = 1024;
 constexpr double enough_for_long_relays = 0.5;  // of 12; below, two such relays for each column
 
-// Where there are no relays, or walks of few columns are as long as this: warps by multiprocessor that chunks should
-// make, of so many octets at least, and so many of them.
+// Where there are no relays or no room for them, or walks of few columns are as long as this: warps by multiprocessor
+// that chunks should make, of so many octets at least, and so many of them.
 constexpr int long_tokens = 32768;
 constexpr int chunk_warps = 14;
 constexpr int least_chunk = 20;
@@ -49,9 +49,9 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
     if (columns >= enough_for_relays * chip)
         best = a.tokens <= few_tokens ? ScanForm{ScanForm::Relay, 0, 6} : ScanForm{ScanForm::Halves, 0, 12};
     if (columns >= enough_for_short_relays * chip) best = relay;
-    const ScanForm without_relays = chunks.chunks >= enough_chunks ? chunks : whole;
-    if (columns < enough_for_long_relays * chip && a.tokens >= long_tokens) return {without_relays, wide};
-    return {best, relay, without_relays, wide};
+    if (chunks.chunks < enough_chunks) return {best, relay, whole, wide};
+    if (columns < enough_for_long_relays * chip && a.tokens >= long_tokens) return {chunks, wide};
+    return {best, chunks, relay, wide};
 }
 
 }  // namespace

@@ -270,21 +270,29 @@ TEST(repeated_runs_are_the_same_bit_by_bit) {
 }
 
 TEST(the_form_fits_every_device) {
+    const Case cases[] = {{1, 6085, 384, 16, 16},
+                          {1, 6085, 1536, 64, 128},
+                          {128, 197, 384, 16, 16},
+                          {1, 1, 8, 16, 16},
+                          {1, 197, 77, 16, 16},
+                          {1, 6085, 384, 16, 16, DType::F16, 2, true, true, ScanOrder::Octets},
+                          {1, 65537, 384, 16, 16, DType::F16, 1, true, true, ScanOrder::Octets},
+                          {8, 197, 384, 16, 48, DType::BF16, 2, true, true, ScanOrder::Octets}};
     for (const int shared_bytes : {48 * 1024, 99 * 1024, 163 * 1024, 227 * 1024}) {
         for (const int multiprocessors : {1, 58, 132}) {
-            DeviceProperties small;
-            small.multiprocessors = multiprocessors;
-            small.shared_bytes_per_block = shared_bytes;
-            for (const Case& s : {Case{1, 6085, 384, 16, 16}, Case{1, 6085, 1536, 64, 128}, Case{128, 197, 384, 16, 16},
-                                  Case{1, 1, 8, 16, 16}, Case{1, 197, 77, 16, 16},
-                                  Case{1, 6085, 384, 16, 16, DType::F16, 2, true, true, ScanOrder::Octets},
-                                  Case{8, 197, 384, 16, 48, DType::BF16, 2, true, true, ScanOrder::Octets}}) {
-                Scan a = scan_of(s);
-                if (s.order == ScanOrder::Octets) a.merged = &a;  // whether, not where
-                const ScanForm form = choose_scan_form(a, small);
-                CHECK(scan_takes(a, form, small));
-                if (form.kind == ScanForm::Columns)
-                    CHECK(scan_columns_shared_bytes(a) <= static_cast<std::size_t>(shared_bytes));
+            for (const bool clusters : {false, true}) {
+                DeviceProperties small;
+                small.multiprocessors = multiprocessors;
+                small.shared_bytes_per_block = shared_bytes;
+                small.clusters = clusters;
+                for (const Case& s : cases) {
+                    Scan a = scan_of(s);
+                    if (s.order == ScanOrder::Octets) a.merged = &a;  // whether, not where
+                    const ScanForm form = choose_scan_form(a, small);
+                    CHECK(scan_takes(a, form, small));
+                    if (form.kind == ScanForm::Columns)
+                        CHECK(scan_columns_shared_bytes(a) <= static_cast<std::size_t>(shared_bytes));
+                }
             }
         }
     }
