@@ -200,20 +200,16 @@ private:
         give_steps();
         __syncwarp();
         States left[octet_tokens], state[octet_tokens];
-        begin_from_zero(left, state);
+        compute_ahead(left, state);
         States before = {};
-        if (step > 0) receive(before, Brief ? nothing_of(left[octet_tokens - 1], state[octet_tokens - 1]) : 0);
-        if constexpr (!Brief) take_on(left, before, state);
-        if (step < last_leg_) hand_on(left, before, state);
         if constexpr (Brief) {
-            for_each_state([&](int i, int n) {
-                if (Half && i == 1)
-                    before[1][n] = fmaf(left[octet_tokens - 1][0][n], before[0][n], state[octet_tokens - 1][0][n]);
-            });
-#pragma unroll
-            for (int t = 0; t < octet_tokens; ++t)
-                for_each_state(
-                    [&](int i, int n) { state[t][i][n] = fmaf(left[t][i][n], before[i][n], state[t][i][n]); });
+            if (step > 0) receive(before, nothing_of(left[octet_tokens - 1], state[octet_tokens - 1]));
+            if (step < last_leg_) hand_on_at_once(left, before, state);
+            take_on_at_once(left, before, state);
+        } else {
+            if (step > 0) receive(before, 0);
+            take_on(left, before, state);
+            if (step < last_leg_) hand_on(state[octet_tokens - 1]);
         }
         if constexpr (Half) forget(lane_.g);
         if constexpr (Half || !Brief) forget(lane_.q);
@@ -284,8 +280,9 @@ private:
         });
     }
 
-    // Of every row and step: how much is left of the states before its octet, and the states if those are zero.
-    __device__ void begin_from_zero(States (&left)[octet_tokens], States (&state)[octet_tokens]) const {
+    // Of every row and step: how much is left of the states before it, and what is added to them. In a brief relay: how
+    // much is left of the states before its octet, and the states if those are zero.
+    __device__ void compute_ahead(States (&left)[octet_tokens], States (&state)[octet_tokens]) const {
         States rate;
         load_rates(rate);
         float4 two_steps[2];
@@ -329,7 +326,7 @@ private:
         return all & zero_;
     }
 
-    // From what is added to the states behind each step.
+    // From what is computed ahead to the states behind each step, a token after the other.
     __device__ static void take_on(const States (&decay)[octet_tokens], const States& before,
                                    States (&state)[octet_tokens]) {
 #pragma unroll
@@ -338,6 +335,17 @@ private:
                 state[t][i][n] = fmaf(decay[t][i][n], t == 0 ? before[i][n] : state[t - 1][i][n], state[t][i][n]);
             });
         }
+    }
+    // The same in a brief relay, all tokens at once.
+    __device__ static void take_on_at_once(const States (&left)[octet_tokens], States& before,
+                                           States (&state)[octet_tokens]) {
+        for_each_state([&](int i, int n) {
+            if (Half && i == 1)
+                before[1][n] = fmaf(left[octet_tokens - 1][0][n], before[0][n], state[octet_tokens - 1][0][n]);
+        });
+#pragma unroll
+        for (int t = 0; t < octet_tokens; ++t)
+            for_each_state([&](int i, int n) { state[t][i][n] = fmaf(left[t][i][n], before[i][n], state[t][i][n]); });
     }
 
     // States before a leg: of half a column, before its first octet, in [0].
@@ -351,29 +359,31 @@ private:
             before[i][0] = four.x, before[i][1] = four.y, before[i][2] = four.z, before[i][3] = four.w;
         }
     }
-    __device__ void hand_on(const States (&left)[octet_tokens], States& before,
-                            const States (&state)[octet_tokens]) const {
-        constexpr int last = octet_tokens - 1;
+    // The states behind a leg; with two octets, those behind the second. What arriving returns.
+    __device__ unsigned hand_on(const States& states) const {
 #pragma unroll
         for (int i = 0; i < handed; ++i) {
-            float s[lane_states];
-#pragma unroll
-            for (int n = 0; n < lane_states; ++n) {
-                if constexpr (!Brief) {
-                    s[n] = state[last][2 - handed + i][n];
-                    continue;
-                }
-                s[n] = fmaf(left[last][i][n], before[i][n], state[last][i][n]);
-                if constexpr (Half) s[n] = fmaf(left[last][1][n], s[n], state[last][1][n]);
-            }
+            const float(&s)[lane_states] = states[2 - handed + i];
             store_shared(next_memory_ + inbox + (lane_.index + i * warp_size) * 16, float4{s[0], s[1], s[2], s[3]});
         }
-        if constexpr (!Brief) {
-            arrive_at(next_memory_);
-            return;
+        return arrive_at(next_memory_);
+    }
+    // The same in a brief relay, from what is computed ahead.
+    __device__ void hand_on_at_once(const States (&left)[octet_tokens], States& before,
+                                    const States (&state)[octet_tokens]) const {
+        constexpr int last = octet_tokens - 1;
+        States behind;
+#pragma unroll
+        for (int i = 0; i < handed; ++i) {
+#pragma unroll
+            for (int n = 0; n < lane_states; ++n) {
+                float& s = behind[2 - handed + i][n];
+                s = fmaf(left[last][i][n], before[i][n], state[last][i][n]);
+                if constexpr (Half) s = fmaf(left[last][1][n], s, state[last][1][n]);
+            }
         }
         // What others do not wait for is not computed before.
-        const unsigned nothing = arrive_at(next_memory_) & zero_;
+        const unsigned nothing = hand_on(behind) & zero_;
 #pragma unroll
         for (int i = 0; i < handed; ++i) {
 #pragma unroll
