@@ -33,12 +33,6 @@ __device__ inline void multiply_add_tf32(float (&sum)[4], const float (&a)[4], c
         : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
           "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 }
-// The first half of it: 16x4 and 4x8.
-__device__ inline void multiply_add_tf32(float (&sum)[4], const float (&a)[2], float b) {
-    asm("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(b)));
-}
 
 // Has the compiler compute anew what follows from x, instead of keeping it in registers.
 __device__ inline void forget(int& x) {

@@ -69,6 +69,22 @@ constexpr int octet_bytes = in_bytes + octet_tokens / 2 * pair_bytes;
 // them on average; this makes good for it.
 constexpr float uncut = 1.0F / (1.0F - 3.52e-4F);
 
+// Products, as tensor cores spread them, of the states of a step, `upper` those of rows g and `lower` of rows g + 8,
+// with what lanes have in `out`: C of the step that is the product's column.
+__device__ inline void read_states(float (&products)[4], const float (&upper)[lane_states],
+                                   const float (&lower)[lane_states], const float (&out)[lane_states]) {
+    multiply_add_tf32(products, {upper[0], lower[0], upper[1], lower[1]}, {out[0], out[1]});
+    multiply_add_tf32(products, {upper[2], lower[2], upper[3], lower[3]}, {out[2], out[3]});
+}
+
+// A lane's four values from tokens by lanes, as they lie in memory, to channels by lanes, as they are computed with; or
+// back.
+template <typename T>
+__device__ void turn(Few<T, 4>& values) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) values.word(i) = transpose(values.word(i));
+}
+
 // dt_weight of a column, of rank `rank`.
 constexpr int weight_bytes(int rank) {
     return rank * column_channels * 2;
@@ -204,8 +220,7 @@ public:
     __device__ void read(int t, const States& s, const float (&out)[4], float (&sum)[2][2]) const {
         // Products of the states with C of every step, of which this step's count.
         float products[4] = {};
-        multiply_add_tf32(products, {s[0][0], s[1][0], s[0][1], s[1][1]}, {out[0], out[1]});
-        multiply_add_tf32(products, {s[0][2], s[1][2], s[0][3], s[1][3]}, {out[2], out[3]});
+        read_states(products, s[0], s[1], out);
         if (lane_.q == t / 2) sum[0][t % 2] = products[t % 2], sum[1][t % 2] = products[2 + t % 2];
     }
 
@@ -216,10 +231,9 @@ public:
         other_values_.to_floats(y);
         return y[2 * i + 1 - t];
     }
-    // z from tokens by lanes, as it lies in memory, to channels by lanes, as it is multiplied.
+    // z to channels by lanes.
     __device__ void turn_z() {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) z_values_.word(i) = transpose(z_values_.word(i));
+        turn(z_values_);
     }
     // factor SiLU(z).
     __device__ float gate(int i, int t) const {
@@ -235,8 +249,7 @@ public:
     // Stores an octet's merged result.
     __device__ void store_merged(int octet, const float (&y)[2][2]) const {
         Values values = Values::of({y[0][0], y[0][1], y[1][0], y[1][1]});
-#pragma unroll
-        for (int i = 0; i < 2; ++i) values.word(i) = transpose(values.word(i));
+        turn(values);
         if (octet * octet_tokens + token_of_step(lane_.g) < a_.tokens)
             values.put(row_in(merged_, own_token(octet), a_.merged_stride));
     }

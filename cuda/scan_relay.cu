@@ -410,8 +410,7 @@ private:
             const float(&upper)[4] = state[steps[0]][0];
             const float(&lower)[4] = state[steps[1]][1];
             float products[4] = {};
-            multiply_add_tf32(products, {upper[0], lower[0], upper[1], lower[1]}, {out[set][0], out[set][1]});
-            multiply_add_tf32(products, {upper[2], lower[2], upper[3], lower[3]}, {out[set][2], out[set][3]});
+            read_states(products, upper, lower, out[set]);
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 if (lane_.q == steps[i] / 2) sum[i][t % 2] = products[2 * i + t % 2];
@@ -460,11 +459,6 @@ private:
                     .put(array(Y) + static_cast<std::int64_t>(octet) * (octet_elements * static_cast<int>(sizeof(T))) +
                          lane_.index % (warp_size / Sizes::octets) * 8);
         }
-    }
-    // Between channels by lanes and tokens by lanes.
-    __device__ static void turn(Values& values) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) values.word(i) = transpose(values.word(i));
     }
 
     // An array of the image and unit, from its first element.
