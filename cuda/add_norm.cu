@@ -164,6 +164,7 @@ int lower_norm_of_sum(Lowering& lowering, int node, ValueId sum, const Target& t
 
 int lower_add_norm(Lowering& lowering, int node, const Target& target) {
     const Node& norm = lowering.node(node);
+    if (const int taken = lower_between_scans(lowering, node, target); taken > 0) return taken;
     if (norm.input_count() == 1) return lower_norm_of_sum(lowering, node, norm.input(0), target);
     const ValueId residual = norm.input(1);
     AddNormStep step{norm_of(lowering, node),

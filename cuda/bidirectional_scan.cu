@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
+#include "between_scans.h"
 #include "causal_conv1d.h"
 #include "constants.h"
 #include "conv_x_proj.h"
@@ -257,12 +259,12 @@ void add_weights(Lowering& lowering, const Node& scan, const Roles& roles, const
 
 struct ConvStep {
     CausalConv fixed;
-    Operand x, forward, backward;  // backward: buffer -1 where there is none
+    Operand x, forward, backward;  // x, backward: buffer -1 where there is none
 };
 
 CausalConv conv_of(const ConvStep& step, const Frame& frame) {
     CausalConv a = step.fixed;
-    a.x = address(frame, step.x);
+    if (step.x.buffer >= 0) a.x = address(frame, step.x);
     a.forward = address(frame, step.forward);
     if (step.backward.buffer >= 0) a.backward = address(frame, step.backward);
     return a;
@@ -284,6 +286,27 @@ void run_conv_x_proj(const void* parameters, const Frame& frame) {
     a.conv = conv_of(step.conv, frame);
     a.projected = address(frame, step.projected);
     conv_x_proj(a, stream_of(frame));
+}
+
+struct BetweenScansStep {
+    ConvXProjStep behind;
+    BetweenScans fixed;
+    Operand y, residual, sum, z;  // y, sum: buffer -1 where there is none
+};
+
+void run_between_scans(const void* parameters, const Frame& frame) {
+    const auto& step = *static_cast<const BetweenScansStep*>(parameters);
+    BetweenScans a = step.fixed;
+    if (step.y.buffer >= 0) {
+        a.y = address(frame, step.y);
+        a.sum = frame.at<float>(step.sum);
+    }
+    a.residual = frame.at<float>(step.residual);
+    a.z = address(frame, step.z);
+    a.behind = step.behind.fixed;
+    a.behind.conv = conv_of(step.behind.conv, frame);
+    a.behind.projected = address(frame, step.behind.projected);
+    between_scans(a, stream_of(frame));
 }
 
 struct ScanStep {
@@ -343,6 +366,51 @@ bool may_overwrite(const Lowering& lowering, int node, ValueId x) {
     return true;
 }
 
+// The nodes from one scan to the next, or from the first norm to the first scan.
+struct NodesBetween {
+    const Node* out_proj = nullptr;  // with `scale`, may be null: then there is but the norm of one value
+    const Node* scale = nullptr;     // may be null
+    const Node* norm = nullptr;
+    ValueId residual = -1;  // that out_proj is added to; without it, what is normalised
+    const Node* in_proj = nullptr;
+    ValueId z = -1;
+    int scan = -1;  // node
+};
+
+// Those from node `node` on, where all that is between them is read by the next alone.
+std::optional<NodesBetween> nodes_between(const Lowering& lowering, int node) {
+    NodesBetween nodes;
+    int at = node;
+    if (lowering.node(at).op() == "linear") {
+        nodes.out_proj = &lowering.node(at);
+        ValueId hidden = nodes.out_proj->output(0);
+        if (lowering.feeds_next(at, hidden, "scale")) {
+            nodes.scale = &lowering.node(++at);
+            hidden = nodes.scale->output(0);
+        }
+        if (nodes.out_proj->has_weight("bias") || !lowering.feeds_next(at, hidden, "add_norm")) return {};
+        nodes.norm = &lowering.node(++at);
+        if (nodes.norm->input_count() != 2) return {};
+        nodes.residual = nodes.norm->input(nodes.norm->input(0) == hidden ? 1 : 0);
+    } else {
+        nodes.norm = &lowering.node(at);
+        if (nodes.norm->input_count() != 1) return {};
+        nodes.residual = nodes.norm->input(0);
+    }
+    if (nodes.norm->output_count() != 2 || !nodes.norm->is("norm", "rms") || nodes.norm->has_weight("bias") ||
+        !lowering.feeds_next(at, nodes.norm->output(0), "linear"))
+        return {};
+    nodes.in_proj = &lowering.node(++at);
+    if (nodes.in_proj->has_weight("bias") || !lowering.feeds_next(at, nodes.in_proj->output(0), "split")) return {};
+    const Node& split = lowering.node(++at);
+    if (split.output_count() != 2 || !lowering.feeds_next(at, split.output(0), "bidirectional_scan")) return {};
+    nodes.scan = at + 1;
+    nodes.z = split.output(1);
+    const Node* merge = merge_behind(lowering, nodes.scan);
+    if (merge == nullptr || merge->input(merge->input_count() - 1) != nodes.z) return {};
+    return nodes;
+}
+
 // Lowers one bidirectional_scan node.
 class ScanLowering {
 public:
@@ -358,6 +426,7 @@ public:
 
     int lower() {
         x_ = stored_as(lowering_, scan_.input(0), target_.dtype, true);
+        describe_conv();
         describe();
         choose();
         place();
@@ -366,14 +435,59 @@ public:
         return merge_ != nullptr ? 2 : 1;
     }
 
+    // The scan together with the nodes in front of it. False, and nothing is lowered, where they are better apart.
+    bool lower_with(const NodesBetween& nodes) {
+        describe_conv();
+        BetweenScansStep step;
+        step.fixed.width = static_cast<int>(columns_of(lowering_, nodes.residual));
+        step.fixed.behind.conv = conv_.fixed;
+        step.fixed.behind.features = static_cast<int>(sizes_.row());
+        if (!between_scans_takes(step.fixed, target_.device) || !between_scans_pays(step.fixed, target_.device))
+            return false;
+        step.fixed.shared_bytes = between_scans_shared_bytes(step.fixed, target_.device);
+        const bool adds = nodes.out_proj != nullptr;
+        if (adds) {
+            step.y = lowering_.read(nodes.out_proj->input(0));
+            if (step.y.dtype != target_.dtype || step.y.row_stride % 8 != 0 || step.y.offset % 8 != 0) return false;
+        } else if (!is_free(lowering_, node_, nodes.residual, DType::F32)) {
+            return false;
+        }
+        step.residual = stored_as(lowering_, nodes.residual, DType::F32);
+        if (adds) {
+            step.sum = lowering_.write(nodes.norm->output(1));
+            step.fixed.y_stride = step.y.row_stride;
+            step.fixed.out_weight = matrix(lowering_, nodes.out_proj->weight("weight"), target_.dtype,
+                                           nodes.scale != nullptr ? &nodes.scale->weight("gamma") : nullptr);
+        } else {
+            lowering_.in_place(nodes.norm->output(1), nodes.residual);
+        }
+        step.fixed.norm_weight = float_vector(lowering_, nodes.norm->weight("weight"));
+        step.fixed.eps = static_cast<float>(nodes.norm->number("eps"));
+        step.fixed.in_weight = matrix(lowering_, nodes.in_proj->weight("weight"), target_.dtype);
+        step.z = lowering_.write(nodes.z, target_.dtype);
+        describe();
+        choose();
+        place();
+        fused_.weight = packed_x_proj(lowering_, scan_, sizes_, own_, true, target_.dtype);
+        step.behind = {conv_, fused_, projected_};
+        // Named after all nodes whose products it computes.
+        const std::string behind = nodes.in_proj->name() + ", " + scan_.name();
+        const std::string name =
+            adds ? "linear+norm+linear+causal_conv1d+x_proj " + nodes.out_proj->name() + ", " + behind
+                 : "norm+linear+causal_conv1d+x_proj " + behind;
+        lowering_.step(name.c_str(), run_between_scans, step, {adds ? step.y : step.residual, step.residual},
+                       {adds ? step.sum : step.z, step.z, c_, projected_});
+        lower_scan();
+        return true;
+    }
+
 private:
     void describe() {
-        const Shape shape = lowering_.value(scan_.input(0)).shape;
         Scan& a = step_.fixed;
         a.directions = scan_.output_count();
-        a.batch = static_cast<int>(shape[0]);
-        a.tokens = static_cast<int>(shape[1]);
-        a.channels = static_cast<int>(shape[2]);
+        a.batch = conv_.fixed.batch;
+        a.tokens = conv_.fixed.tokens;
+        a.channels = conv_.fixed.channels;
         a.states = static_cast<int>(sizes_.padded_states);
         a.rank = static_cast<int>(sizes_.padded_rank);
         a.dtype = target_.dtype;
@@ -382,7 +496,6 @@ private:
         if (a.directions == 2)
             add_weights(lowering_, scan_, own_ ? backward_roles : shared_roles, sizes_, a.dtype, a.backward);
         place_merged();
-        describe_conv();
     }
 
     // z, and where the merged result goes: in the place of x, where nobody needs it any more.
@@ -391,7 +504,8 @@ private:
         step_.z = stored_as(lowering_, merge_->input(merge_->input_count() - 1), target_.dtype, true);
         step_.fixed.z_stride = step_.z.row_stride;
         const ValueId x = scan_.input(0);
-        const bool in_place = lowering_.read(x).buffer == x_.buffer && may_overwrite(lowering_, node_, x);
+        const bool in_place =
+            x_.buffer >= 0 && lowering_.read(x).buffer == x_.buffer && may_overwrite(lowering_, node_, x);
         step_.merged =
             in_place ? lowering_.in_place(merge_->output(0), x) : lowering_.write(merge_->output(0), target_.dtype);
         step_.fixed.merged_stride = step_.merged.row_stride;
@@ -407,9 +521,10 @@ private:
             a.backward_taps = transposed(lowering_, scan_.weight(backward_roles.conv_weight), sizes_.width);
             a.backward_bias = float_vector(lowering_, scan_.weight(backward_roles.conv_bias));
         }
-        a.batch = step_.fixed.batch;
-        a.tokens = step_.fixed.tokens;
-        a.channels = step_.fixed.channels;
+        const Shape shape = lowering_.value(scan_.input(0)).shape;
+        a.batch = static_cast<int>(shape[0]);
+        a.tokens = static_cast<int>(shape[1]);
+        a.channels = static_cast<int>(shape[2]);
         a.width = static_cast<int>(sizes_.width);
         a.dtype = target_.dtype;
     }
@@ -499,13 +614,19 @@ private:
     ConvXProj fused_;
     bool is_fused_ = false;
     ScanStep step_{};
-    Operand x_, c_, projected_;
+    Operand x_, c_, projected_;  // x: buffer -1 where it is never stored
 };
 
 }  // namespace
 
 int lower_bidirectional_scan(Lowering& lowering, int node, const Target& target) {
     return ScanLowering(lowering, node, target).lower();
+}
+
+int lower_between_scans(Lowering& lowering, int node, const Target& target) {
+    const auto nodes = nodes_between(lowering, node);
+    if (!nodes || !ScanLowering(lowering, nodes->scan, target).lower_with(*nodes)) return 0;
+    return nodes->scan + 2 - node;
 }
 
 }  // namespace vimrt::cuda

@@ -30,6 +30,7 @@ DType result_dtype(const Lowering& lowering, int node, ValueId result, const Tar
 }  // namespace
 
 int lower_linear(Lowering& lowering, int node, const Target& target) {
+    if (const int taken = lower_between_scans(lowering, node, target); taken > 0) return taken;
     const Node& linear = lowering.node(node);
     const Operand in = stored_as(lowering, linear.input(0), target.dtype, true);
     int last = node;  // the last node taken

@@ -80,6 +80,11 @@ void lower_copy(Lowering& lowering, const char* name, const Operand& source, con
 // it.
 int lower_norm_of_sum(Lowering& lowering, int node, ValueId sum, const Target& target);
 
+// bidirectional_scan.cu: emits all nodes from node `node`, an out_proj or the first norm, to the scan behind it and its
+// gated_merge, where few tokens make it better to compute what lies in front of the scan in one kernel; returns how
+// many nodes that was. 0, and nothing is emitted, elsewhere.
+int lower_between_scans(Lowering& lowering, int node, const Target& target);
+
 // Blocks of `threads` threads that together have `count`.
 inline unsigned blocks_for(std::int64_t count, int threads) {
     return static_cast<unsigned>((count + threads - 1) / threads);

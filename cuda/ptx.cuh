@@ -96,10 +96,60 @@ __device__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
+// Behind begin_barrier(), for barriers that other blocks of the cluster know of.
+__device__ inline void announce_barriers() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+// A thread's arrival at its block's barrier, at which `bytes` are then to come from blocks of the cluster.
+__device__ inline void expect_bytes(unsigned barrier, int bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+#endif
+}
+// Sends to a place in a block of the cluster, and tells its barrier, both by place_in_block().
+__device__ inline void send(unsigned to, const float4& four, unsigned barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(to),
+        "f"(four.x), "f"(four.y), "f"(four.z), "f"(four.w), "r"(barrier)
+        : "memory");
+#endif
+}
+__device__ inline void send(unsigned to, const uint2& two, unsigned barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1,%2}, [%3];" ::"r"(to),
+                 "r"(two.x), "r"(two.y), "r"(barrier)
+                 : "memory");
+#endif
+}
+__device__ inline void send(unsigned to, const float2& two, unsigned barrier) {
+    send(to, uint2{__float_as_uint(two.x), __float_as_uint(two.y)}, barrier);
+}
+// Until what was expected has come.
+__device__ inline void wait_for_bytes(unsigned barrier, unsigned parity) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n.reg .pred there;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 there, [%0], %1;\n"
+        "@!there bra again;\n}" ::"r"(barrier),
+        "r"(parity)
+        : "memory");
+#endif
+}
+
 // All threads of the cluster arrive and wait; what they wrote before they arrived can be read behind the wait.
 __device__ inline void arrive_at_cluster() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#endif
+}
+// The same, where what they wrote does not matter.
+__device__ inline void arrive_empty_handed() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 #endif
 }
 __device__ inline void wait_for_cluster() {
@@ -127,6 +177,15 @@ __device__ inline float4 load_from_block(unsigned at, int block) {
     four = load_shared<float4>(at);
 #endif
     return four;
+}
+
+// Where in the shared memory of a block of the cluster lies what has the place `at` in one's own.
+__device__ inline unsigned place_in_block(unsigned at, int block) {
+    unsigned there = at;
+#if __CUDA_ARCH__ >= 900
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(block));
+#endif
+    return there;
 }
 
 // A barrier in shared memory at which `threads` threads arrive: what they wrote can be read behind it.

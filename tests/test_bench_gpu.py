@@ -209,6 +209,18 @@ def test_steps_named_after_their_nodes_get_those_nodes_work(tiny_model: Path) ->
     assert sum(weights) == sum(part.weights for part in parts)
 
 
+def test_a_step_of_several_nodes_gets_the_work_of_all(tiny_model: Path) -> None:
+    engine = Engine(tiny_model, device="cpu")
+    parts = [part for part in parts_of(engine.info, 1, (28, 28)) if "layers.1" in part.node]
+    nodes = list(dict.fromkeys(part.node for part in parts))
+    assert len(nodes) == 3  # in_proj, the scan, out_proj
+    names = [f"norm+linear+causal_conv1d+x_proj {nodes[0]}, {nodes[1]}", f"scan {nodes[1]}", f"linear {nodes[2]}"]
+    works, weights = attribute(names, parts)
+    assert works[0].matrix_flops > works[2].matrix_flops > 0 and works[0].exponentials == 0 < works[1].exponentials
+    assert sum(works, Work()) == sum((part.work for part in parts), Work())
+    assert sum(weights) == sum(part.weights for part in parts)
+
+
 def test_the_profile_command_groups_steps(vimrt: Vimrt, tiny_model: Path, tmp_path: Path) -> None:
     options = ["--profile", "--image-size", "28:2", "--runs", "3", "--output", tmp_path / "profile.json"]
     process = vimrt("bench", tiny_model, *options)

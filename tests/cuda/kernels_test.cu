@@ -1,8 +1,10 @@
 // Every kernel but the scan against fp64, at odd sizes too, with poisoned outputs.
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "add_norm.h"
+#include "between_scans.h"
 #include "bidirectional_scan.h"
 #include "causal_conv1d.h"
 #include "check.h"
@@ -240,6 +242,108 @@ TEST(convolution_and_projection_in_one) {
             if (!find_device(0).clusters) continue;
             for (const int split : {2, 3, 6}) check_conv_x_proj(dtype, 2, 37, 384, features, split);
             check_conv_x_proj(dtype, 84, 197, 128, features, 2);
+        }
+    }
+}
+
+// left right^T of row-major matrices, `depth` columns.
+std::vector<double> times_transposed(const std::vector<double>& left, const std::vector<double>& right,
+                                     std::size_t depth) {
+    std::vector<double> result;
+    for (std::size_t i = 0; i < left.size(); i += depth) {
+        for (std::size_t j = 0; j < right.size(); j += depth)
+            result.push_back(std::inner_product(&left[i], &left[i] + depth, &right[j], 0.0));
+    }
+    return result;
+}
+
+// `adds`: with an out_proj in front.
+void check_between_scans(DType dtype, int width, int batch, int tokens, bool adds) {
+    const int inner = 2 * width;
+    const int features = width == 192 ? 48 : 64;
+    const auto depth = static_cast<std::size_t>(width);
+    const std::int64_t rows = std::int64_t{batch} * tokens;
+    Convolution convolution(dtype, 4, tokens, inner, true, batch);
+    const std::int64_t y_stride = inner + 8;
+    auto y = rounded(normal(product({rows, y_stride})), dtype);
+    const DeviceArray device_y(y, dtype);
+    const auto residual = rounded(normal(product({rows, width}), 1.0, 0.2), DType::F32);
+    const auto norm_weight = rounded(normal(depth, 0.2, 1.0), DType::F32);
+    const auto out_weight = rounded(normal(product({width, inner}), 0.05), dtype);
+    const auto in_weight = rounded(normal(product({2 * inner, width}), 0.1), dtype);
+    const auto x_proj = rounded(normal(product({2, features, inner}), 0.1), dtype);
+    std::vector<double> ordered(x_proj.size());
+    for (std::size_t i = 0; i < x_proj.size(); ++i) {
+        const auto column = static_cast<std::int64_t>(i) % inner;
+        ordered[i] = x_proj[i - static_cast<std::size_t>(column - conv_x_proj_channel(column))];
+    }
+    const DeviceArray device_residual(residual, DType::F32), device_norm(norm_weight, DType::F32);
+    const DeviceArray device_out(out_weight, dtype), device_in(in_weight, dtype), device_x_proj(ordered, dtype);
+    const DeviceArray sum(residual.size(), DType::F32), z(product({rows, inner}), dtype);
+    const DeviceArray projected(product({2, rows, features}), dtype);
+    const auto half = static_cast<std::size_t>(batch * scan_elements(tokens, inner, ScanOrder::Octets));
+    const DeviceArray octets(2 * half, dtype);
+    BetweenScans a;
+    if (adds) a.y = device_y.data(), a.sum = sum.floats(), a.out_weight = device_out.data();
+    a.y_stride = y_stride;
+    a.residual = device_residual.floats();
+    a.norm_weight = device_norm.floats();
+    a.eps = 1e-5F;
+    a.in_weight = device_in.data();
+    a.z = z.data();
+    a.behind.conv = convolution.a;
+    a.behind.conv.x = nullptr;
+    a.behind.conv.forward = octets.data();
+    a.behind.conv.backward = octets.at(half);
+    a.behind.weight = device_x_proj.data();
+    a.behind.projected = projected.data();
+    a.behind.features = features;
+    a.width = width;
+    CHECK(between_scans_takes(a, find_device(0)));
+    a.shared_bytes = between_scans_shared_bytes(a, find_device(0));
+    between_scans(a, nullptr);
+    require(cudaGetLastError());
+
+    std::vector<double> expected_sum = residual;
+    if (adds) {
+        std::vector<double> dense;
+        for (std::int64_t row = 0; row < rows; ++row)
+            dense.insert(dense.end(), y.begin() + row * y_stride, y.begin() + row * y_stride + inner);
+        const auto product = times_transposed(dense, out_weight, 2 * depth);
+        for (std::size_t i = 0; i < product.size(); ++i) expected_sum[i] += product[i];
+        CHECK(relative_error(sum.values(), expected_sum) <= 1e-6);
+    }
+    std::vector<double> normed(expected_sum.size());
+    for (std::size_t i = 0; i < normed.size(); i += depth)
+        norm_row(&expected_sum[i], width, norm_weight, nullptr, 1e-5, false, &normed[i]);
+    const auto xz = times_transposed(rounded(normed, dtype), in_weight, depth);
+    std::vector<double> expected_z;
+    for (auto row = xz.begin(); row != xz.end(); row += 2 * inner)
+        expected_z.insert(expected_z.end(), row + inner, row + 2 * inner);
+    CHECK(relative_error(z.values(), expected_z) <= tolerance(dtype));
+    const std::vector<double> c = rows_of_octets(octets.values(), a.behind.conv);
+    convolution.x = rounded(xz, dtype);
+    CHECK(relative_error(c, convolution.expected()) <= 2 * tolerance(dtype));
+    std::vector<double> expected;
+    for (const int direction : {0, 1}) {
+        const auto part = [&](const std::vector<double>& both) {
+            const auto size = static_cast<std::ptrdiff_t>(both.size() / 2);
+            return std::vector<double>(both.begin() + direction * size, both.begin() + (direction + 1) * size);
+        };
+        const auto product = times_transposed(part(c), part(x_proj), 2 * depth);
+        expected.insert(expected.end(), product.begin(), product.end());
+    }
+    CHECK(relative_error(projected.values(), expected) <= tolerance(dtype));
+}
+
+TEST(between_scans_in_one) {
+    if (!find_device(0).clusters) return;
+    for (const DType dtype : {DType::F16, DType::BF16}) {
+        for (const int width : {192, 384}) {
+            for (const bool adds : {true, false}) {
+                for (const int tokens : {1, 2, 7, 13, 16, 17, 18, 29, 197})
+                    check_between_scans(dtype, width, tokens == 197 ? 1 : 3, tokens, adds);
+            }
         }
     }
 }

@@ -106,13 +106,13 @@ def profile_run(
 def attribute(names: Sequence[str], parts: Iterable[Part]) -> tuple[list[Work], list[int]]:
     """For each step of these names, the work and the elements of weights of the nodes' parts that it computes.
 
-    A step that is named after its node ("linear layers.0.in_proj") has that node's parts. Where steps have no such
-    names, nodes and steps are walked together, in order.
+    A step that is named after its nodes ("linear layers.0.in_proj", several with commas between them) has those nodes'
+    parts. Where steps have no such names, nodes and steps are walked together, in order.
     """
     works, weights = [Work() for _ in names], [0 for _ in names]
     last = 0
     for part in parts:
-        own = [i for i, name in enumerate(names) if name.partition(" ")[2] == part.node]
+        own = [i for i, name in enumerate(names) if part.node in name.partition(" ")[2].split(", ")]
         step = _step_of(part.name, names, own or range(last, len(names)))
         if step is None:
             continue

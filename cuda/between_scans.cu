@@ -1,0 +1,628 @@
+// The blocks of a cluster own a run of 16 tokens of an image. With the three tokens before and behind it, which the
+// convolution needs, these are 22 rows. Each block has an eighth of the columns of every product:
+//
+//   - of out_proj, whose sums with the residual it sends to all blocks, so that each has whole rows to normalise;
+//   - of in_proj, the channels of x that it convolves, and the same channels of z;
+//   - of x_proj, as that sums over channels, an eighth of the depth: what it has of a row goes to the block that sums
+//     that row.
+//
+// So blocks wait for one another twice, and all else lies in a block's own shared memory. What they send tells the
+// barrier that it is waited for at; a barrier of the cluster would wait for all that blocks have written anywhere.
+// Weights do not depend on the kernel before: those of out_proj are fetched while it still runs, the others with y.
+#include "between_scans.h"
+
+#include <algorithm>
+
+#include "activations.h"
+#include "launch.h"
+#include "lowering_rules.h"
+#include "ptx.cuh"
+#include "storage.h"
+
+namespace vimrt::cuda {
+
+namespace {
+
+constexpr int warp_size = 32;
+constexpr int warps = 8;
+constexpr int threads = warps * warp_size;
+constexpr int blocks = 8;  // of a cluster
+constexpr int taps = 4;
+constexpr int halo = taps - 1;
+constexpr int own_tokens = 16;
+constexpr int rows = own_tokens + 2 * halo;
+constexpr int piece_bytes = 16;  // of a copy, and of what a lane takes at a time
+constexpr int depth_parts = 4;   // into which warps split the depth of out_proj
+constexpr int conv_tokens = 4;   // that a thread convolves
+constexpr unsigned all_lanes = 0xFFFFFFFFU;
+
+// Rows of shared memory whose bytes are an odd number of pieces: eight rows' lie in different banks.
+constexpr int odd_row(int bytes) {
+    return bytes + piece_bytes;
+}
+// Where a piece lies in rows that are a multiple of eight pieces, such that these lie in different banks: the same
+// piece of eight rows, and four neighbouring ones of two rows.
+__device__ constexpr int swizzled(int row, int piece) {
+    return piece ^ (row % 2 * 4 + row % 8 / 2);
+}
+
+// Of a block: what it has of each matrix, and where that lies in its shared memory.
+template <int Width>
+struct Sizes {
+    static constexpr int inner = 2 * Width;
+    static constexpr int features = Width == 192 ? 48 : 64;
+    static constexpr int own_columns = Width / blocks;            // of the residual
+    static constexpr int own_channels = inner / blocks;           // of x and of z
+    static constexpr int weight_bytes = own_columns * inner * 2;  // of out_proj, and of x, and of z
+    static_assert(weight_bytes == own_channels * Width * 2);
+    static constexpr int channel_row = odd_row(own_channels * 2);
+    static constexpr int sum_row = odd_row(Width * 4);
+
+    static constexpr int out_weight = 0;
+    static constexpr int x_weight = out_weight + weight_bytes;
+    // In the wider model, z's weights take the place of out_proj's when those have been used.
+    static constexpr bool z_comes_later = Width > 192;
+    static constexpr int z_weight = z_comes_later ? out_weight : x_weight + weight_bytes;
+    static constexpr int x_proj = x_weight + (z_comes_later ? 1 : 2) * weight_bytes;  // [direction][feature]
+    static constexpr int conv = x_proj + 2 * features * channel_row;                  // [direction][tap, or bias]
+    static constexpr int sums = conv + 2 * (taps + 1) * own_channels * 4;             // [row]: then the norm of them
+    static constexpr int work = sums + rows * sum_row;
+    // First the parts of out_proj's sums, [part][row]. When the cluster has met, x, c and x_proj's.
+    static constexpr int part_bytes = rows * own_columns * 4;
+    static constexpr int x = work;                                  // [row]
+    static constexpr int c = x + rows * channel_row;                // [direction][token]
+    static constexpr int inbox = c + 2 * own_tokens * channel_row;  // [block][row]
+    static constexpr int inbox_rows = 2 * own_tokens / blocks;
+    static constexpr int inbox_bytes = inbox_rows * features * 4;
+    static constexpr int barriers = std::max(work + depth_parts * part_bytes, inbox + blocks * inbox_bytes);
+    static constexpr int bytes = barriers + 16;
+};
+
+template <typename T, int Width>
+class Run {
+    using S = Sizes<Width>;
+
+public:
+    __device__ Run(const BetweenScans& a, int image, int first, int block, const char* shared)
+        : a_(a),
+          image_(image),
+          first_(first),
+          block_(block),
+          thread_(static_cast<int>(threadIdx.x)),
+          warp_(thread_ / warp_size),
+          lane_(thread_ % warp_size),
+          g_(lane_ / 4),
+          q_(lane_ % 4),
+          shared_(shared_address(shared)) {}
+
+    __device__ void take() {
+        begin_barriers();
+        if (a_.y != nullptr) fetch_out_weight();
+        commit_copies();
+        load_norm_weight();
+        wait_for_predecessor();
+        if (a_.y != nullptr) {
+            project_out();
+            wait_for_cluster();  // all blocks have begun
+            send_sums();
+            wait_for_bytes(sums_barrier(), 0);
+        } else {
+            fetch_weights();
+            fetch_residual();
+            wait_for_cluster();
+        }
+        wait_for_copies<0>();
+        __syncthreads();
+        normalise();
+        __syncthreads();
+        project_in();
+        __syncthreads();
+        convolve();
+        __syncthreads();
+        project_x();
+        // What nobody in the cluster waits for.
+        if (a_.y != nullptr) store_sums();
+        store_z();
+        store_octets();
+        wait_for_bytes(inbox_barrier(), 0);
+        store_projected();
+    }
+
+private:
+    __device__ unsigned sums_barrier() const { return shared_ + S::barriers; }
+    __device__ unsigned inbox_barrier() const { return shared_ + S::barriers + 8; }
+    __device__ void begin_barriers() const {
+        if (thread_ == 0) {
+            begin_barrier(sums_barrier(), 1);
+            begin_barrier(inbox_barrier(), 1);
+            announce_barriers();
+            if (a_.y != nullptr) expect_bytes(sums_barrier(), rows * Width * 4);
+            expect_bytes(inbox_barrier(), blocks * S::inbox_bytes);
+        }
+        arrive_empty_handed();
+    }
+
+    __device__ int tokens() const { return a_.behind.conv.tokens; }
+    __device__ int token_of(int row) const { return first_ + row - halo; }
+    __device__ bool exists(int token) const { return static_cast<unsigned>(token) < static_cast<unsigned>(tokens()); }
+    __device__ bool is_own(int row) const { return static_cast<unsigned>(row - halo) < own_tokens; }
+    // A token's row in arrays of all images; beyond the image's ends that of the token nearest.
+    __device__ std::int64_t array_row(int token) const {
+        return static_cast<std::int64_t>(image_) * tokens() + min(max(token, 0), tokens() - 1);
+    }
+
+    // Rows of a weight, `Depth` columns of 16 bits, dense, to swizzled ones, by the first threads. A thread's rows are
+    // as many apart that its places in them are few, so that a copy takes one instruction.
+    static constexpr int fetchers = 192;
+    template <int Rows, int Depth>
+    __device__ void fetch_rows(int to, const void* weight, int first_row) const {
+        constexpr int row_bytes = Depth * 2;
+        constexpr int pieces = row_bytes / piece_bytes;
+        constexpr int step = fetchers / pieces;  // rows
+        constexpr int places = 8 / step;
+        static_assert(fetchers % pieces == 0 && 8 % step == 0 && Rows % step == 0);
+        if (thread_ >= fetchers) return;
+        const int row = thread_ / pieces, piece = thread_ % pieces;
+        const char* from = static_cast<const char*>(weight) + static_cast<std::int64_t>(first_row + row) * row_bytes +
+                           piece * piece_bytes;
+        unsigned place[places];
+#pragma unroll
+        for (int i = 0; i < places; ++i)
+            place[i] = shared_ + to + row * row_bytes + swizzled(row + i * step, piece) * piece_bytes;
+#pragma unroll
+        for (int k = 0; k < Rows / step; ++k)
+            copy_async(place[k % places] + k * step * row_bytes, from + k * step * row_bytes);
+    }
+    __device__ void fetch_out_weight() const {
+        fetch_rows<S::own_columns, S::inner>(S::out_weight, a_.out_weight, block_ * S::own_columns);
+    }
+    __device__ void fetch_z_weight() const {
+        fetch_rows<S::own_channels, Width>(S::z_weight, a_.in_weight, S::inner + block_ * S::own_channels);
+    }
+    __device__ void fetch_weights() const {
+        fetch_rows<S::own_channels, Width>(S::x_weight, a_.in_weight, block_ * S::own_channels);
+        if (!S::z_comes_later || a_.y == nullptr) fetch_z_weight();
+        if (thread_ >= fetchers) fetch_x_proj(thread_ - fetchers);
+        const CausalConv& conv = a_.behind.conv;
+        constexpr int tap_pieces = S::own_channels / 4;
+        static_assert(2 * (taps + 1) * tap_pieces <= threads);
+        if (thread_ < 2 * (taps + 1) * tap_pieces) {
+            const int row = thread_ / tap_pieces;
+            const int tap = row % (taps + 1);
+            const bool backward = row > taps;
+            const float* from = tap == taps ? (backward ? conv.backward_bias : conv.forward_bias)
+                                            : (backward ? conv.backward_taps : conv.forward_taps) + tap * S::inner;
+            copy_async(shared_ + S::conv + thread_ * piece_bytes,
+                       from + block_ * S::own_channels + thread_ % tap_pieces * 4);
+        }
+        commit_copies();
+    }
+    // By the other threads.
+    __device__ void fetch_x_proj(int thread) const {
+        constexpr int pieces = S::own_channels / 8;
+        constexpr int step = (threads - fetchers) / pieces;  // rows
+        const int row = thread / pieces, piece = thread % pieces;
+        if (row >= step) return;
+        const unsigned to = shared_ + S::x_proj + row * S::channel_row + piece * piece_bytes;
+        const T* from = static_cast<const T*>(a_.behind.weight) + row * S::inner + block_ * S::own_channels + piece * 8;
+#pragma unroll
+        for (int k = 0; k < 2 * S::features; k += step) {
+            if (k + step > 2 * S::features && k + row >= 2 * S::features) break;
+            copy_async(to + k * S::channel_row, from + k * S::inner);
+        }
+    }
+
+    // Where no y is added, the residual is what is normalised.
+    __device__ void fetch_residual() const {
+        constexpr int pieces = Width / 4;
+        for (int i = thread_; i < rows * pieces; i += threads) {
+            const int row = i / pieces, piece = i % pieces;
+            copy_async(shared_ + S::sums + row * S::sum_row + piece * piece_bytes,
+                       a_.residual + array_row(token_of(row)) * Width + piece * 4);
+        }
+        commit_copies();
+    }
+
+    // Of y out_weight^T the block's columns. Warps share out two tiles of 16 rows and four parts of the depth. What a
+    // warp takes of y nobody else does, so that it comes without a detour; and that a lane has eight neighbouring
+    // columns at once, the order of columns in products is theirs.
+    __device__ void project_out() {
+        constexpr int tiles = S::own_columns / 8;
+        constexpr int chunks = S::inner / depth_parts / 32;
+        const int tile_row = warp_ % 2 * 16, part = warp_ / 2;
+        uint4 y[chunks][2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const T* from = static_cast<const T*>(a_.y) + array_row(token_of(tile_row + g_ + 8 * i)) * a_.y_stride +
+                            part * (S::inner / depth_parts) + q_ * 8;
+#pragma unroll
+            for (int chunk = 0; chunk < chunks; ++chunk)
+                y[chunk][i] = *reinterpret_cast<const uint4*>(from + chunk * 32);
+        }
+        load_residual();
+        fetch_weights();
+        wait_for_copies<1>();
+        __syncthreads();
+        float sum[tiles][4] = {};
+#pragma unroll
+        for (int chunk = 0; chunk < chunks; ++chunk) {
+            const uint4(&of)[2] = y[chunk];
+#pragma unroll
+            for (int tile = 0; tile < tiles; ++tile) {
+                const int row = tile * 8 + g_, piece = (part * chunks + chunk) * 4 + q_;
+                const auto weight = load_shared<uint4>(shared_ + S::out_weight +
+                                                       (row * (S::inner / 8) + swizzled(row, piece)) * piece_bytes);
+                multiply_add<T>(sum[tile], {of[0].x, of[1].x, of[0].y, of[1].y}, {weight.x, weight.y});
+                multiply_add<T>(sum[tile], {of[0].z, of[1].z, of[0].w, of[1].w}, {weight.z, weight.w});
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int row = tile_row + g_ + 8 * i;
+            if (row >= rows) continue;
+#pragma unroll
+            for (int tile = 0; tile < tiles; ++tile)
+                store_shared(shared_ + S::work + part * S::part_bytes + (row * S::own_columns + tile * 8 + 2 * q_) * 4,
+                             float2{sum[tile][2 * i], sum[tile][2 * i + 1]});
+        }
+        __syncthreads();
+        if constexpr (S::z_comes_later) fetch_z_weight();
+        commit_copies();
+    }
+
+    // Four columns of the residual, as a thread sums them, `i`th of those it has.
+    static constexpr int fours = rows * S::own_columns / 4;
+    static constexpr int own_fours = (fours + threads - 1) / threads;
+    struct Place {
+        int row, column;
+    };
+    __device__ Place place_of(int i) const {
+        const int four = i * threads + thread_;
+        return {four / (S::own_columns / 4), four % (S::own_columns / 4) * 4};
+    }
+    __device__ bool has(int i) const {
+        return i * threads + thread_ < fours;
+    }
+    __device__ std::int64_t residual_at(const Place& place) const {
+        return array_row(token_of(place.row)) * Width + block_ * S::own_columns + place.column;
+    }
+    __device__ void load_residual() {
+#pragma unroll
+        for (int i = 0; i < own_fours; ++i)
+            if (has(i)) residual_[i] = *reinterpret_cast<const float4*>(a_.residual + residual_at(place_of(i)));
+    }
+
+    // Sums the parts and the residual, and sends the sums to all blocks.
+    __device__ void send_sums() {
+#pragma unroll
+        for (int i = 0; i < own_fours; ++i) {
+            if (!has(i)) break;
+            const Place place = place_of(i);
+            float4& sum = residual_[i];
+#pragma unroll
+            for (int part = 0; part < depth_parts; ++part) {
+                const auto of = load_shared<float4>(shared_ + S::work + part * S::part_bytes +
+                                                    (place.row * S::own_columns + place.column) * 4);
+                sum.x += of.x, sum.y += of.y, sum.z += of.z, sum.w += of.w;
+            }
+            const int to = S::sums + place.row * S::sum_row + (block_ * S::own_columns + place.column) * 4;
+#pragma unroll
+            for (int block = 0; block < blocks; ++block) {
+                const unsigned there = place_in_block(shared_, block);
+                send(there + to, sum, there + S::barriers);
+            }
+        }
+    }
+    __device__ void store_sums() const {
+#pragma unroll
+        for (int i = 0; i < own_fours; ++i) {
+            if (!has(i)) break;
+            const Place place = place_of(i);
+            if (is_own(place.row) && exists(token_of(place.row)))
+                *reinterpret_cast<float4*>(a_.sum + residual_at(place)) = residual_[i];
+        }
+    }
+
+    // Of the lane's pairs of columns.
+    static constexpr int pairs = Width / 2 / warp_size;
+    __device__ void load_norm_weight() {
+#pragma unroll
+        for (int i = 0; i < pairs; ++i)
+            norm_weight_[i] = reinterpret_cast<const float2*>(a_.norm_weight)[i * warp_size + lane_];
+    }
+    // A warp normalises a few rows, in their places.
+    __device__ void normalise() const {
+        constexpr int own_rows = (rows + warps - 1) / warps;
+        const unsigned first = shared_ + S::sums + warp_ * S::sum_row;
+        const auto has_row = [&](int k) { return (k + 1) * warps <= rows || warp_ + k * warps < rows; };
+        float2 pair[own_rows][pairs] = {};
+        float squares[own_rows] = {};
+#pragma unroll
+        for (int k = 0; k < own_rows; ++k) {
+#pragma unroll
+            for (int i = 0; i < pairs; ++i) {
+                float2& two = pair[k][i];
+                if (has_row(k)) two = load_shared<float2>(first + k * warps * S::sum_row + (i * warp_size + lane_) * 8);
+                squares[k] = fmaf(two.x, two.x, fmaf(two.y, two.y, squares[k]));
+            }
+        }
+#pragma unroll
+        for (int offset = warp_size / 2; offset > 0; offset /= 2) {
+#pragma unroll
+            for (int k = 0; k < own_rows; ++k) squares[k] += __shfl_xor_sync(all_lanes, squares[k], offset);
+        }
+        __syncwarp();
+#pragma unroll
+        for (int k = 0; k < own_rows; ++k) {
+            const float scale = rsqrtf(squares[k] * (1.0F / Width) + a_.eps);
+#pragma unroll
+            for (int i = 0; i < pairs; ++i) {
+                const float2 two{pair[k][i].x * scale * norm_weight_[i].x, pair[k][i].y * scale * norm_weight_[i].y};
+                if (has_row(k))
+                    store_shared(first + k * warps * S::sum_row + (i * warp_size + lane_) * 4,
+                                 pack_two<T>(two.x, two.y));
+            }
+        }
+    }
+
+    // Of the norm times in_weight^T the block's channels of x, to shared memory, and of z. Warps share out two tiles of
+    // 16 rows and both halves of both.
+    static constexpr int in_channels = S::own_channels / 2;  // of a warp
+    static constexpr int in_tiles = in_channels / 8;
+    __device__ bool has_z() const {
+        return warp_ >= warps / 2;
+    }
+    // Of a warp's channels the lane's first two; they lie in every eighth from there.
+    __device__ int in_channel() const {
+        return warp_ / 2 % 2 * in_channels + 2 * q_;
+    }
+    __device__ int in_row(int i) const {
+        return warp_ % 2 * 16 + g_ + 8 * i;
+    }
+    __device__ void project_in() {
+        const int tile_row = warp_ % 2 * 16;
+        const unsigned left =
+            shared_ + S::sums + min(tile_row + lane_ % 16, rows - 1) * S::sum_row + lane_ / 16 * piece_bytes;
+        const int weight_row = warp_ / 2 % 2 * in_channels + lane_ % 8;
+        const unsigned right = shared_ + (has_z() ? S::z_weight : S::x_weight) + weight_row * (Width / 8) * piece_bytes;
+        float sum[in_tiles][4] = {};
+#pragma unroll
+        for (int chunk = 0; chunk < Width / 32; ++chunk) {
+            unsigned normed[2][4];
+            load_matrices(normed[0], left + chunk * 64);
+            load_matrices(normed[1], left + chunk * 64 + 32);
+#pragma unroll
+            for (int tile = 0; tile < in_tiles; ++tile) {
+                unsigned weight[4];
+                load_matrices(weight, right + tile * 8 * (Width / 8) * piece_bytes +
+                                          swizzled(weight_row, chunk * 4 + lane_ / 8) * piece_bytes);
+                multiply_add<T>(sum[tile], normed[0], {weight[0], weight[1]});
+                multiply_add<T>(sum[tile], normed[1], {weight[2], weight[3]});
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int row = in_row(i);
+            const bool there = exists(token_of(row));
+#pragma unroll
+            for (int tile = 0; tile < in_tiles; ++tile) {
+                xz_[i][tile] = pack_two<T>(sum[tile][2 * i], sum[tile][2 * i + 1]);
+                // Beyond the image's ends, the convolution takes zeros.
+                if (!has_z() && row < rows)
+                    store_shared(shared_ + S::x + row * S::channel_row + (in_channel() + tile * 8) * 2,
+                                 there ? xz_[i][tile] : 0U);
+            }
+        }
+    }
+    __device__ void store_z() const {
+        if (!has_z()) return;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int row = in_row(i);
+            if (!is_own(row) || !exists(token_of(row))) continue;
+            T* z =
+                static_cast<T*>(a_.z) + array_row(token_of(row)) * S::inner + block_ * S::own_channels + in_channel();
+#pragma unroll
+            for (int tile = 0; tile < in_tiles; ++tile) *reinterpret_cast<unsigned*>(z + tile * 8) = xz_[i][tile];
+        }
+    }
+
+    // c of both directions, in the order of conv_x_proj_channel(). A thread has a pair of channels and a few tokens.
+    __device__ void convolve() const {
+        constexpr int pairs = S::own_channels / 2;
+        constexpr int items = pairs * 2 * (own_tokens / conv_tokens);
+#pragma unroll 1
+        for (unsigned item = static_cast<unsigned>(thread_); item < items; item += threads) {
+            const int pair = static_cast<int>(item % pairs);
+            const int direction = static_cast<int>(item / pairs % 2);
+            const int first = static_cast<int>(item / pairs / 2) * conv_tokens;
+            const unsigned weights = shared_ + S::conv + (direction * (taps + 1) * S::own_channels + pair * 2) * 4;
+            float2 tap[taps];
+#pragma unroll
+            for (int j = 0; j < taps; ++j) tap[j] = load_shared<float2>(weights + j * S::own_channels * 4);
+            const auto bias = load_shared<float2>(weights + taps * S::own_channels * 4);
+            // In the order in which taps meet them.
+            float2 x[conv_tokens + halo];
+#pragma unroll
+            for (int i = 0; i < conv_tokens + halo; ++i) {
+                const int row = direction == 0 ? first + i : first + conv_tokens - 1 + 2 * halo - i;
+                x[i] = unpack_two<T>(load_shared<unsigned>(shared_ + S::x + row * S::channel_row + pair * 4));
+            }
+            // Where a pair lies in a row of c.
+            const int place = pair / 8 * 32 + pair % 2 * 16 + pair % 8 / 2 * 4;
+#pragma unroll
+            for (int t = 0; t < conv_tokens; ++t) {
+                float2 sum = bias;
+#pragma unroll
+                for (int j = 0; j < taps; ++j)
+                    sum.x = fmaf(tap[j].x, x[t + j].x, sum.x), sum.y = fmaf(tap[j].y, x[t + j].y, sum.y);
+                const int token = direction == 0 ? first + t : first + conv_tokens - 1 - t;
+                // An octet's rest is zeros (scan_elements()). Not a choice: the compiler would branch.
+                const unsigned there = first_ + token < tokens() ? ~0U : 0U;
+                store_shared(shared_ + S::c + (direction * own_tokens + token) * S::channel_row + place,
+                             pack_two<T>(silu(sum.x), silu(sum.y)) & there);
+            }
+        }
+    }
+
+    // Of c times x_proj^T what the block's channels add, to the blocks that sum it up. Warps share out directions and
+    // features.
+    __device__ void project_x() const {
+        const int direction = warp_ % 2, first_feature = warp_ / 2 * 16;
+        if (first_feature >= S::features) return;
+        const unsigned left =
+            shared_ + S::c + (direction * own_tokens + lane_ % 16) * S::channel_row + lane_ / 16 * piece_bytes;
+        const unsigned right = shared_ + S::x_proj +
+                               (direction * S::features + first_feature + lane_ / 16 * 8 + lane_ % 8) * S::channel_row +
+                               lane_ / 8 % 2 * piece_bytes;
+        float sum[2][4] = {};
+#pragma unroll
+        for (int k = 0; k < S::own_channels / 16; ++k) {
+            unsigned c[4], weight[4];
+            load_matrices(c, left + k * 32);
+            load_matrices(weight, right + k * 32);
+            multiply_add<T>(sum[0], c, {weight[0], weight[1]});
+            multiply_add<T>(sum[1], c, {weight[2], weight[3]});
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int row = direction * own_tokens + g_ + 8 * i;
+            const unsigned there = place_in_block(shared_, row / S::inbox_rows);
+            const unsigned to = there + S::inbox + block_ * S::inbox_bytes +
+                                (row % S::inbox_rows * S::features + first_feature + 2 * q_) * 4;
+#pragma unroll
+            for (int tile = 0; tile < 2; ++tile)
+                send(to + tile * 32, float2{sum[tile][2 * i], sum[tile][2 * i + 1]}, there + S::barriers + 8);
+        }
+    }
+
+    // Stores c in octets' order, 16 channels of a direction at a time.
+    __device__ void store_octets() const {
+        const CausalConv& conv = a_.behind.conv;
+        constexpr int columns = S::own_channels / column_channels;
+        constexpr int octet_bytes = octet_tokens * column_channels * 2;
+        const int octets = (tokens() + octet_tokens - 1) / octet_tokens;
+        const int octet = first_ / octet_tokens;
+#pragma unroll
+        for (int i = warp_; i < 2 * columns; i += warps) {
+            const int direction = i / columns, column = i % columns;
+            const int step = direction == 0 ? lane_ % 8 : octet_tokens - 1 - lane_ % 8;
+            unsigned values[4];  // of two octets, both halves of the column's channels
+            load_transposed(values, shared_ + S::c + (direction * own_tokens + lane_ / 16 * 8 + step) * S::channel_row +
+                                        column * 32 + lane_ / 8 % 2 * piece_bytes);
+            const std::int64_t to =
+                static_cast<std::int64_t>(image_) * (S::inner / column_channels) + block_ * columns + column;
+            char* c = static_cast<char*>(direction == 0 ? conv.forward : conv.backward) +
+                      (to * octets + octet) * octet_bytes + lane_ * 8;
+            *reinterpret_cast<uint2*>(c) = uint2{values[0], values[1]};
+            if (octet + 1 < octets) *reinterpret_cast<uint2*>(c + octet_bytes) = uint2{values[2], values[3]};
+        }
+    }
+
+    // Sums what all blocks have sent.
+    __device__ void store_projected() const {
+        constexpr int pairs = S::inbox_rows * S::features / 2;
+        static_assert(pairs <= threads);
+        if (thread_ >= pairs) return;
+        float2 sum{};
+#pragma unroll
+        for (int block = 0; block < blocks; ++block) {
+            const auto of = load_shared<float2>(shared_ + S::inbox + (block * pairs + thread_) * 8);
+            sum.x += of.x, sum.y += of.y;
+        }
+        const int row = block_ * S::inbox_rows + thread_ / (S::features / 2);
+        const int token = first_ + row % own_tokens;
+        if (token >= tokens()) return;
+        const std::int64_t to =
+            row / own_tokens * (static_cast<std::int64_t>(a_.behind.conv.batch) * tokens()) + array_row(token);
+        reinterpret_cast<unsigned*>(a_.behind.projected)[to * (S::features / 2) + thread_ % (S::features / 2)] =
+            pack_two<T>(sum.x, sum.y);
+    }
+
+    const BetweenScans& a_;
+    const int image_, first_, block_;
+    const int thread_, warp_, lane_, g_, q_;
+    const unsigned shared_;
+    float4 residual_[own_fours];  // then the sums
+    float2 norm_weight_[pairs];
+    unsigned xz_[2][in_tiles];
+};
+
+template <typename T, int Width>
+__global__ void __launch_bounds__(threads, 1) between_scans_of(const __grid_constant__ BetweenScans a) {
+    extern __shared__ float4 shared[];
+    let_successor_begin();
+    const int runs = (a.behind.conv.tokens + own_tokens - 1) / own_tokens;
+    const int index = static_cast<int>(blockIdx.x) / blocks;
+    Run<T, Width> run(a, index / runs, index % runs * own_tokens, static_cast<int>(blockIdx.x) % blocks,
+                      reinterpret_cast<const char*>(shared));
+    run.take();
+}
+
+// Calls function.operator()<T, Width>() with the kernel's.
+template <typename F>
+void with_kernel(const BetweenScans& a, const F& function) {
+    const auto of_type = [&]<typename T>() {
+        a.width == 192 ? function.template operator()<T, 192>() : function.template operator()<T, 384>();
+    };
+    a.behind.conv.dtype == DType::F16 ? of_type.template operator()<__half>()
+                                      : of_type.template operator()<__nv_bfloat16>();
+}
+
+std::int64_t runs_of(const BetweenScans& a) {
+    return std::int64_t{blocks_for(a.behind.conv.tokens, own_tokens)} * a.behind.conv.batch;
+}
+
+}  // namespace
+
+bool between_scans_takes(const BetweenScans& a, const DeviceProperties& device) {
+    const CausalConv& conv = a.behind.conv;
+    if (!device.clusters || (a.width != 192 && a.width != 384) || conv.dtype == DType::F32 || conv.width != taps ||
+        conv.backward_taps == nullptr || conv.channels != 2 * a.width || a.y_stride % 8 != 0)
+        return false;
+    bool fits = false;
+    with_kernel(a, [&]<typename T, int Width>() {
+        fits = a.behind.features == Sizes<Width>::features && Sizes<Width>::bytes <= device.shared_bytes_per_block;
+    });
+    return fits;
+}
+
+namespace {
+
+// Blocks that a multiprocessor has room for.
+int blocks_that_fit(int bytes, const DeviceProperties& device) {
+    constexpr int reserved = 1024;  // of each block
+    return (device.shared_bytes_per_block + reserved) / (bytes + reserved);
+}
+
+}  // namespace
+
+bool between_scans_pays(const BetweenScans& a, const DeviceProperties& device) {
+    bool pays = false;
+    with_kernel(a, [&]<typename T, int Width>() {
+        pays =
+            runs_of(a) * blocks <= std::int64_t{blocks_that_fit(Sizes<Width>::bytes, device)} * device.multiprocessors;
+    });
+    return pays;
+}
+
+int between_scans_shared_bytes(const BetweenScans& a, const DeviceProperties& device) {
+    int bytes = 0;
+    with_kernel(a, [&]<typename T, int Width>() { bytes = Sizes<Width>::bytes; });
+    if (runs_of(a) * blocks > device.multiprocessors) return bytes;
+    while (blocks_that_fit(bytes, device) > 1) bytes += 1024;
+    return bytes;
+}
+
+void between_scans(const BetweenScans& a, cudaStream_t stream) {
+    with_kernel(a, [&]<typename T, int Width>() {
+        const auto kernel = between_scans_of<T, Width>;
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, a.shared_bytes),
+              "between_scans: shared memory");
+        launch("between_scans", kernel,
+               {static_cast<unsigned>(runs_of(a) * blocks), threads, static_cast<std::size_t>(a.shared_bytes), blocks},
+               stream, a);
+    });
+}
+
+}  // namespace vimrt::cuda
