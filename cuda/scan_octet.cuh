@@ -90,6 +90,23 @@ constexpr int weight_bytes(int rank) {
     return rank * column_channels * 2;
 }
 
+// Stores it in shared memory at `to`, as tensor cores take a left side of 16 rows and 16 columns: rows g and g + 8 are
+// those of the lane's channels, and columns in the order in which lanes have delta.
+template <typename T, int Rank>
+__device__ void store_weights(unsigned to, const void* weight, const int (&channels)[2], const Lane& lane) {
+#pragma unroll
+    for (int k = 0; k < Rank / 16; ++k) {
+        Few<T, 4> of[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const T* row = static_cast<const T*>(weight) + channels[i] * Rank;
+            of[i] = Few<T, 4>::at(reinterpret_cast<const char*>(row + 16 * k + 4 * lane.q));
+        }
+        store_shared(to + (k * warp_size + lane.index) * 16,
+                     uint4{of[0].word(0), of[1].word(0), of[0].word(1), of[1].word(1)});
+    }
+}
+
 // A column of a direction of an image, as a warp walks it alone. Shared memory has room for two octets; functions
 // are told which one by its first byte.
 template <typename T, int Rank>
@@ -122,7 +139,8 @@ public:
             bias_[i] = d.dt_bias[channel_of(i)];
             skip_[i] = d.skip[channel_of(i)];
         }
-        store_weights(static_cast<const T*>(d.dt_weight));
+        store_weights<T, Rank>(weights(), d.dt_weight, {channel_of(0), channel_of(1)}, lane);
+        __syncwarp();
     }
 
     // A log2(e) of the lane's states.
@@ -290,21 +308,6 @@ private:
     __device__ static char* row_in(char* array, int row, std::int64_t stride) {
         const int bytes = static_cast<int>(stride) * static_cast<int>(sizeof(T));
         return array + static_cast<std::int64_t>(row) * bytes;
-    }
-
-    // dt_weight to shared memory, as tensor cores take a left side of 16 rows and 16 columns, with columns in the order
-    // in which fetch() has delta.
-    __device__ void store_weights(const T* from) const {
-#pragma unroll
-        for (int k = 0; k < Rank / 16; ++k) {
-            Values of[2];
-#pragma unroll
-            for (int i = 0; i < 2; ++i)
-                of[i] = Values::at(reinterpret_cast<const char*>(from + channel_of(i) * Rank + 16 * k + 4 * lane_.q));
-            store_shared(weights() + (k * warp_size + lane_.index) * 16,
-                         uint4{of[0].word(0), of[1].word(0), of[0].word(1), of[1].word(1)});
-        }
-        __syncwarp();
     }
 
     // x = dt_weight delta + dt_bias of the octet that was fetched.

@@ -479,18 +479,7 @@ private:
     __device__ void store_common(int image, int direction) const {
         const ScanDirection& d = direction_of(a_, direction);
         const int channels[2] = {channel_of(0), channel_of(1)};
-        // As tensor cores take a left side of 16 rows and 16 columns. Rows are the channels of the lanes' elements:
-        // those of half a column twice.
-        const T* weight = static_cast<const T*>(d.dt_weight);
-#pragma unroll
-        for (int k = 0; k < Rank / 16; ++k) {
-            Values of[2];
-#pragma unroll
-            for (int i = 0; i < 2; ++i)
-                of[i] = Values::at(reinterpret_cast<const char*>(weight + channels[i] * Rank + 16 * k + 4 * lane_.q));
-            store_shared(common_ + (k * warp_size + lane_.index) * 16,
-                         uint4{of[0].word(0), of[1].word(0), of[0].word(1), of[1].word(1)});
-        }
+        store_weights<T, Rank>(common_, d.dt_weight, channels, lane_);  // those of half a column twice
         store_shared(common_ + Sizes::biases + lane_.index * 16,
                      float4{d.dt_bias[channels[0]], d.dt_bias[channels[1]], d.skip[channels[0]], d.skip[channels[1]]});
 #pragma unroll
