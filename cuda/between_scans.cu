@@ -67,10 +67,13 @@ struct Sizes {
     static constexpr int conv = x_proj + 2 * features * channel_row;                  // [direction][tap, or bias]
     static constexpr int sums = conv + 2 * (taps + 1) * own_channels * 4;             // [row]: then the norm of them
     static constexpr int work = sums + rows * sum_row;
-    // First the parts of out_proj's sums, [part][row]. When the cluster has met, x, c and x_proj's.
+    // In the place of the norm when that has been used, in fp32.
+    static constexpr int x = sums;  // [row]
+    static constexpr int x_row = odd_row(own_channels * 4);
+    static_assert(x_row <= sum_row);
+    // First the parts of out_proj's sums, [part][row]. When blocks have met, c and x_proj's.
     static constexpr int part_bytes = rows * own_columns * 4;
-    static constexpr int x = work;                                  // [row]
-    static constexpr int c = x + rows * channel_row;                // [direction][token]
+    static constexpr int c = work;                                  // [direction][token]
     static constexpr int inbox = c + 2 * own_tokens * channel_row;  // [block][row]
     static constexpr int inbox_rows = 2 * own_tokens / blocks;
     static constexpr int inbox_bytes = inbox_rows * features * 4;
@@ -400,17 +403,19 @@ private:
                 multiply_add<T>(sum[tile], normed[1], {weight[2], weight[3]});
             }
         }
+        __syncthreads();  // the norm has been read
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int row = in_row(i);
             const bool there = exists(token_of(row));
 #pragma unroll
             for (int tile = 0; tile < in_tiles; ++tile) {
-                xz_[i][tile] = pack_two<T>(sum[tile][2 * i], sum[tile][2 * i + 1]);
+                const float2 two{sum[tile][2 * i], sum[tile][2 * i + 1]};
+                z_[i][tile] = pack_two<T>(two.x, two.y);
                 // Beyond the image's ends, the convolution takes zeros.
                 if (!has_z() && row < rows)
-                    store_shared(shared_ + S::x + row * S::channel_row + (in_channel() + tile * 8) * 2,
-                                 there ? xz_[i][tile] : 0U);
+                    store_shared(shared_ + S::x + row * S::x_row + (in_channel() + tile * 8) * 4,
+                                 there ? two : float2{});
             }
         }
     }
@@ -423,7 +428,7 @@ private:
             T* z =
                 static_cast<T*>(a_.z) + array_row(token_of(row)) * S::inner + block_ * S::own_channels + in_channel();
 #pragma unroll
-            for (int tile = 0; tile < in_tiles; ++tile) *reinterpret_cast<unsigned*>(z + tile * 8) = xz_[i][tile];
+            for (int tile = 0; tile < in_tiles; ++tile) *reinterpret_cast<unsigned*>(z + tile * 8) = z_[i][tile];
         }
     }
 
@@ -446,7 +451,7 @@ private:
 #pragma unroll
             for (int i = 0; i < conv_tokens + halo; ++i) {
                 const int row = direction == 0 ? first + i : first + conv_tokens - 1 + 2 * halo - i;
-                x[i] = unpack_two<T>(load_shared<unsigned>(shared_ + S::x + row * S::channel_row + pair * 4));
+                x[i] = load_shared<float2>(shared_ + S::x + row * S::x_row + pair * 8);
             }
             // Where a pair lies in a row of c.
             const int place = pair / 8 * 32 + pair % 2 * 16 + pair % 8 / 2 * 4;
@@ -545,7 +550,7 @@ private:
     const unsigned shared_;
     float4 residual_[own_fours];  // then the sums
     float2 norm_weight_[pairs];
-    unsigned xz_[2][in_tiles];
+    unsigned z_[2][in_tiles];
 };
 
 template <typename T, int Width>

@@ -138,9 +138,24 @@ def test_steps_that_fusion_skips_are_right_by_themselves(tmp_path: Path) -> None
         np.testing.assert_allclose(gpu.run(images, outputs=names)["logits"], gpu.run(images), rtol=1e-4, atol=1e-5)
 
 
+def test_few_tokens_take_one_kernel_between_scans(tmp_path: Path) -> None:
+    engine, _ = exported(VIM_TINY, 1, tmp_path)
+    half, full = on_gpu(engine, "fp16"), on_gpu(engine, "fp32")
+    if torch.cuda.get_device_capability() >= (9, 0):
+        names = [step["name"].split()[0] for step in half.program(1, (224, 224))["steps"]]
+        assert names.count("linear+norm+linear+causal_conv1d+x_proj") == 23
+        assert names.count("norm+linear+causal_conv1d+x_proj") == 1 and names.count("scan+merge") == 24
+    # Where normed is asked for, that block's steps are apart.
+    outputs = ["layers.4.normed", "layers.7.residual", "layers.9.z", "logits"]
+    images = random_images(1, 224, 224, 1).numpy()
+    found, truth = half.run(images, outputs=outputs), full.run(images, outputs=outputs)
+    assert all(relative_error(found[name], truth[name]) <= 2e-3 for name in outputs)
+    np.testing.assert_array_equal(half.run(images, outputs=outputs)["logits"], found["logits"])
+
+
 def test_runs_repeat_bit_by_bit(tmp_path: Path) -> None:
     engine, _ = exported(VIM_TINY, 13, tmp_path)
-    for size, batch in ((224, 3), (640, 1)):
+    for size, batch in ((224, 1), (224, 3), (640, 1)):
         images = random_images(batch, size, size, 13).numpy()
         gpu = on_gpu(engine, "fp16")
         first = gpu.run(images)
