@@ -448,7 +448,9 @@ public:
         const bool adds = nodes.out_proj != nullptr;
         if (adds) {
             step.y = lowering_.read(nodes.out_proj->input(0));
-            if (step.y.dtype != target_.dtype || step.y.row_stride % 8 != 0 || step.y.offset % 8 != 0) return false;
+            if (nodes.out_proj->weight("weight").shape[1] != std::int64_t{2} * step.fixed.width ||
+                step.y.dtype != target_.dtype || step.y.row_stride % 8 != 0 || step.y.offset % 8 != 0)
+                return false;
         } else if (!is_free(lowering_, node_, nodes.residual, DType::F32)) {
             return false;
         }

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from autocast import Autocast
+from graphs import node, run_tokens, tokens_engine
 from test_fashion_mnist import DATA, EXAMPLE, as_photographs, exported_example, read
 from test_parity import VARIANTS, check_values_inside, exported, relative_error, small
 
@@ -151,6 +152,51 @@ def test_few_tokens_take_one_kernel_between_scans(tmp_path: Path) -> None:
     found, truth = half.run(images, outputs=outputs), full.run(images, outputs=outputs)
     assert all(relative_error(found[name], torch.from_numpy(truth[name])) <= 2e-3 for name in outputs)
     np.testing.assert_array_equal(half.run(images, outputs=outputs)["logits"], found["logits"])
+
+
+@pytest.mark.parametrize("depth", [96, 384, 448])
+@pytest.mark.parametrize("tokens", [1, 50])
+def test_products_in_front_of_a_scan_may_have_any_depth(depth: int, tokens: int, tmp_path: Path) -> None:
+    width, inner = 192, 384
+    random = np.random.default_rng(depth + tokens)
+    tensors = {
+        "narrow": random.normal(0, 0.07, (depth, width)),
+        "out": random.normal(0, 0.05, (width, depth)),
+        "norm": random.normal(1, 0.1, width),
+        "in": random.normal(0, 0.07, (2 * inner, width)),
+    }
+    roles = {}
+    for end, a_log, skip in (("", "A_log", "D"), ("_b", "A_b_log", "D_b")):
+        scan = {
+            f"conv1d{end}.weight": random.normal(0, 0.5, (inner, 1, 4)),
+            f"conv1d{end}.bias": random.normal(0, 0.1, inner),
+            f"x_proj{end}.weight": random.normal(0, 0.05, (12 + 32, inner)),
+            f"dt_proj{end}.weight": random.normal(0, 0.2, (inner, 12)),
+            f"dt_proj{end}.bias": random.normal(-3, 0.5, inner),
+            a_log: np.log(np.tile(np.arange(1.0, 17), (inner, 1))),
+            skip: random.normal(1, 0.1, inner),
+        }
+        tensors |= scan
+        roles |= {role: role for role in scan}
+    nodes = [
+        node("linear", ["x"], ["narrowed"], {"weight": "narrow"}),
+        node("linear", ["narrowed"], ["hidden"], {"weight": "out"}),
+        node("add_norm", ["hidden", "x"], ["normed", "residual"], {"weight": "norm"}, norm="rms", eps=1e-5),
+        node("linear", ["normed"], ["xz"], {"weight": "in"}),
+        node("split", ["xz"], ["inside", "z"], sizes=[inner, inner]),
+        node("bidirectional_scan", ["inside"], ["forward", "backward"], roles, backward="own"),
+        node("gated_merge", ["forward", "backward", "z"], ["y"], merge="mean"),
+    ]
+    outputs = ["y", "residual", "z"]
+    engine = tokens_engine(tmp_path / "g.vimrt", width, nodes, tensors, outputs)
+    x = random.normal(size=(2, tokens, width)).astype(np.float32)
+    truth = run_tokens(engine, x, outputs)
+    gpu = on_gpu(engine, "fp16")
+    found = run_tokens(gpu, x, outputs)
+    if torch.cuda.get_device_capability() >= (9, 0):
+        names = [step["name"] for step in gpu.program(2, (tokens, width // 3))["steps"]]
+        assert any("norm+linear" in name for name in names) == (depth == 2 * width)
+    assert all(relative_error(found[name], torch.from_numpy(truth[name])) <= 3e-3 for name in outputs)
 
 
 def test_runs_repeat_bit_by_bit(tmp_path: Path) -> None:
