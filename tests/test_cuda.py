@@ -194,7 +194,7 @@ def test_products_in_front_of_a_scan_may_have_any_depth(depth: int, tokens: int,
     gpu = on_gpu(engine, "fp16")
     found = run_tokens(gpu, x, outputs)
     if torch.cuda.get_device_capability() >= (9, 0):
-        names = [step["name"] for step in gpu.program(2, (tokens, width // 3))["steps"]]
+        names = [step["name"] for step in gpu.program(2, (tokens, width // 3), outputs)["steps"]]
         assert any("norm+linear" in name for name in names) == (depth == 2 * width)
     assert all(relative_error(found[name], torch.from_numpy(truth[name])) <= 3e-3 for name in outputs)
 
