@@ -453,8 +453,7 @@ private:
                 const int row = direction == 0 ? first + i : first + conv_tokens - 1 + 2 * halo - i;
                 x[i] = load_shared<float2>(shared_ + S::x + row * S::x_row + pair * 8);
             }
-            // Where a pair lies in a row of c.
-            const int place = pair / 8 * 32 + pair % 2 * 16 + pair % 8 / 2 * 4;
+            const int place = conv_x_proj_place(pair);
 #pragma unroll
             for (int t = 0; t < conv_tokens; ++t) {
                 float2 sum = bias;
@@ -578,22 +577,6 @@ std::int64_t runs_of(const BetweenScans& a) {
     return std::int64_t{blocks_for(a.behind.conv.tokens, own_tokens)} * a.behind.conv.batch;
 }
 
-}  // namespace
-
-bool between_scans_takes(const BetweenScans& a, const DeviceProperties& device) {
-    const CausalConv& conv = a.behind.conv;
-    if (!device.clusters || (a.width != 192 && a.width != 384) || conv.dtype == DType::F32 || conv.width != taps ||
-        conv.backward_taps == nullptr || conv.channels != 2 * a.width || a.y_stride % 8 != 0)
-        return false;
-    bool fits = false;
-    with_kernel(a, [&]<typename T, int Width>() {
-        fits = a.behind.features == Sizes<Width>::features && Sizes<Width>::bytes <= device.shared_bytes_per_block;
-    });
-    return fits;
-}
-
-namespace {
-
 // Blocks that a multiprocessor has room for.
 int blocks_that_fit(int bytes, const DeviceProperties& device) {
     constexpr int reserved = 1024;  // of each block
@@ -601,6 +584,17 @@ int blocks_that_fit(int bytes, const DeviceProperties& device) {
 }
 
 }  // namespace
+
+bool between_scans_takes(const BetweenScans& a, const DeviceProperties& device) {
+    if (!device.clusters || (a.width != 192 && a.width != 384) || !conv_x_proj_takes(a.behind) ||
+        a.behind.conv.channels != 2 * a.width || a.y_stride % 8 != 0)
+        return false;
+    bool fits = false;
+    with_kernel(a, [&]<typename T, int Width>() {
+        fits = a.behind.features == Sizes<Width>::features && Sizes<Width>::bytes <= device.shared_bytes_per_block;
+    });
+    return fits;
+}
 
 bool between_scans_pays(const BetweenScans& a, const DeviceProperties& device) {
     bool pays = false;

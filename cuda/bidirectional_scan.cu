@@ -280,12 +280,15 @@ struct ConvXProjStep {
     Operand projected;
 };
 
-void run_conv_x_proj(const void* parameters, const Frame& frame) {
-    const auto& step = *static_cast<const ConvXProjStep*>(parameters);
+ConvXProj conv_x_proj_of(const ConvXProjStep& step, const Frame& frame) {
     ConvXProj a = step.fixed;
     a.conv = conv_of(step.conv, frame);
     a.projected = address(frame, step.projected);
-    conv_x_proj(a, stream_of(frame));
+    return a;
+}
+
+void run_conv_x_proj(const void* parameters, const Frame& frame) {
+    conv_x_proj(conv_x_proj_of(*static_cast<const ConvXProjStep*>(parameters), frame), stream_of(frame));
 }
 
 struct BetweenScansStep {
@@ -303,9 +306,7 @@ void run_between_scans(const void* parameters, const Frame& frame) {
     }
     a.residual = frame.at<float>(step.residual);
     a.z = address(frame, step.z);
-    a.behind = step.behind.fixed;
-    a.behind.conv = conv_of(step.behind.conv, frame);
-    a.behind.projected = address(frame, step.behind.projected);
+    a.behind = conv_x_proj_of(step.behind, frame);
     between_scans(a, stream_of(frame));
 }
 

@@ -171,15 +171,10 @@ private:
     }
     // To the warp's row t of c.
     __device__ void store_pair(int t, unsigned pair) const {
-        *reinterpret_cast<unsigned*>(own_c() + t * slab_row_bytes + (place_of_pair(lane_) ^ t % 8 * 16)) = pair;
+        *reinterpret_cast<unsigned*>(own_c() + t * slab_row_bytes + (conv_x_proj_place(lane_) ^ t % 8 * 16)) = pair;
     }
     __device__ char* own_c() const {
         return c_ + direction_ * Sizes::c_bytes + first_row_ * slab_row_bytes;
-    }
-
-    // Where a pair of channels lies in a row of c that is a multiple of 8, in the order of conv_x_proj_channel().
-    __device__ static int place_of_pair(int pair) {
-        return pair / 8 * 32 + pair % 2 * 16 + pair % 8 / 2 * 4;
     }
 
     // Stores the warp's 16 tokens of the slab in octets' order.

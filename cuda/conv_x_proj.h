@@ -23,6 +23,11 @@ inline std::int64_t conv_x_proj_channel(std::int64_t column) {
     return column - row + row % 8 / 2 * 4 + row % 2 + row / 8 * 2;
 }
 
+// Where, in bytes of a row of c in that order, the 16-bit values of channels 2 pair and 2 pair + 1 lie.
+constexpr int conv_x_proj_place(int pair) {
+    return pair / 8 * 32 + pair % 2 * 16 + pair % 8 / 2 * 4;
+}
+
 // What the kernel was made for: the published models' shapes. Others take the two steps one after the other.
 bool conv_x_proj_takes(const ConvXProj& a);
 // Into how many blocks channels are split for a shape: more than one where runs of tokens do not fill the device.

@@ -117,15 +117,12 @@ __device__ inline void send(unsigned to, const float4& four, unsigned barrier) {
         : "memory");
 #endif
 }
-__device__ inline void send(unsigned to, const uint2& two, unsigned barrier) {
+__device__ inline void send(unsigned to, const float2& two, unsigned barrier) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1,%2}, [%3];" ::"r"(to),
-                 "r"(two.x), "r"(two.y), "r"(barrier)
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1,%2}, [%3];" ::"r"(to),
+                 "f"(two.x), "f"(two.y), "r"(barrier)
                  : "memory");
 #endif
-}
-__device__ inline void send(unsigned to, const float2& two, unsigned barrier) {
-    send(to, uint2{__float_as_uint(two.x), __float_as_uint(two.y)}, barrier);
 }
 // Until what was expected has come.
 __device__ inline void wait_for_bytes(unsigned barrier, unsigned parity) {
@@ -162,23 +159,6 @@ __device__ inline void meet_cluster() {
     wait_for_cluster();
 }
 
-// 16 bytes of the shared memory of a block of the cluster, from where they lie in one's own.
-__device__ inline float4 load_from_block(unsigned at, int block) {
-    float4 four;
-#if __CUDA_ARCH__ >= 900
-    asm volatile(
-        "{\n.reg .u32 there;\n"
-        "mapa.shared::cluster.u32 there, %4, %5;\n"
-        "ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [there];\n}"
-        : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w)
-        : "r"(at), "r"(block)
-        : "memory");
-#else
-    four = load_shared<float4>(at);
-#endif
-    return four;
-}
-
 // Where in the shared memory of a block of the cluster lies what has the place `at` in one's own.
 __device__ inline unsigned place_in_block(unsigned at, int block) {
     unsigned there = at;
@@ -186,6 +166,20 @@ __device__ inline unsigned place_in_block(unsigned at, int block) {
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(block));
 #endif
     return there;
+}
+
+// 16 bytes of the shared memory of a block of the cluster, from where they lie in one's own.
+__device__ inline float4 load_from_block(unsigned at, int block) {
+    float4 four;
+#if __CUDA_ARCH__ >= 900
+    asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w)
+                 : "r"(place_in_block(at, block))
+                 : "memory");
+#else
+    four = load_shared<float4>(at);
+#endif
+    return four;
 }
 
 // A barrier in shared memory at which `threads` threads arrive: what they wrote can be read behind it.

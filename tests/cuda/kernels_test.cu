@@ -192,15 +192,45 @@ std::vector<double> rows_of_octets(std::vector<double> stored, const CausalConv&
     return rows;
 }
 
+// left right^T of row-major matrices, `depth` columns.
+std::vector<double> times_transposed(const std::vector<double>& left, const std::vector<double>& right,
+                                     std::size_t depth) {
+    std::vector<double> result;
+    for (std::size_t i = 0; i < left.size(); i += depth) {
+        for (std::size_t j = 0; j < right.size(); j += depth)
+            result.push_back(std::inner_product(&left[i], &left[i] + depth, &right[j], 0.0));
+    }
+    return result;
+}
+
+// x_proj's weights of both directions with their columns in the order of conv_x_proj_channel().
+std::vector<double> in_conv_x_proj_order(const std::vector<double>& weights, int channels) {
+    std::vector<double> ordered(weights.size());
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+        const auto column = static_cast<std::int64_t>(i) % channels;
+        ordered[i] = weights[i - static_cast<std::size_t>(column - conv_x_proj_channel(column))];
+    }
+    return ordered;
+}
+
+// c times x_proj's weights, direction by direction, of which each holds half.
+std::vector<double> projected_of(const std::vector<double>& c, const std::vector<double>& weights, int channels) {
+    std::vector<double> result;
+    for (const std::ptrdiff_t direction : {0, 1}) {
+        const auto part = [&](const std::vector<double>& both) {
+            const auto size = static_cast<std::ptrdiff_t>(both.size() / 2);
+            return std::vector<double>(both.begin() + direction * size, both.begin() + (direction + 1) * size);
+        };
+        const auto product = times_transposed(part(c), part(weights), static_cast<std::size_t>(channels));
+        result.insert(result.end(), product.begin(), product.end());
+    }
+    return result;
+}
+
 void check_conv_x_proj(DType dtype, int batch, int tokens, int channels, int features, int split = 1) {
     const Convolution convolution(dtype, 4, tokens, channels, true, batch);
     const auto weight = rounded(normal(product({2, features, channels}), 0.1), dtype);
-    std::vector<double> ordered(weight.size());
-    for (std::size_t i = 0; i < weight.size(); ++i) {
-        const auto column = static_cast<std::int64_t>(i) % channels;
-        ordered[i] = weight[i - static_cast<std::size_t>(column - conv_x_proj_channel(column))];
-    }
-    const DeviceArray device_weight(ordered, dtype);
+    const DeviceArray device_weight(in_conv_x_proj_order(weight, channels), dtype);
     const std::int64_t rows = std::int64_t{batch} * tokens;
     const DeviceArray projected(product({2, rows, features}), dtype);
     const auto half = static_cast<std::size_t>(batch * scan_elements(tokens, channels, ScanOrder::Octets));
@@ -219,17 +249,7 @@ void check_conv_x_proj(DType dtype, int batch, int tokens, int channels, int fea
 
     const std::vector<double> c = rows_of_octets(octets.values(), a.conv);
     CHECK(relative_error(c, convolution.expected()) <= tolerance(dtype));
-    std::vector<double> expected(projected.values().size(), 0.0);
-    for (std::size_t i = 0; i < expected.size(); ++i) {
-        const auto row = i / static_cast<std::size_t>(features);  // of both directions'
-        const auto feature =
-            i % static_cast<std::size_t>(features) + (row >= static_cast<std::size_t>(rows) ? features : 0);
-        for (std::size_t e = 0; e < static_cast<std::size_t>(channels); ++e) {
-            expected[i] += c[row * static_cast<std::size_t>(channels) + e] *
-                           weight[feature * static_cast<std::size_t>(channels) + e];
-        }
-    }
-    CHECK(relative_error(projected.values(), expected) <= tolerance(dtype));
+    CHECK(relative_error(projected.values(), projected_of(c, weight, channels)) <= tolerance(dtype));
 }
 
 TEST(convolution_and_projection_in_one) {
@@ -244,17 +264,6 @@ TEST(convolution_and_projection_in_one) {
             check_conv_x_proj(dtype, 84, 197, 128, features, 2);
         }
     }
-}
-
-// left right^T of row-major matrices, `depth` columns.
-std::vector<double> times_transposed(const std::vector<double>& left, const std::vector<double>& right,
-                                     std::size_t depth) {
-    std::vector<double> result;
-    for (std::size_t i = 0; i < left.size(); i += depth) {
-        for (std::size_t j = 0; j < right.size(); j += depth)
-            result.push_back(std::inner_product(&left[i], &left[i] + depth, &right[j], 0.0));
-    }
-    return result;
 }
 
 // `adds`: with an out_proj in front.
@@ -272,13 +281,9 @@ void check_between_scans(DType dtype, int width, int batch, int tokens, bool add
     const auto out_weight = rounded(normal(product({width, inner}), 0.05), dtype);
     const auto in_weight = rounded(normal(product({2 * inner, width}), 0.1), dtype);
     const auto x_proj = rounded(normal(product({2, features, inner}), 0.1), dtype);
-    std::vector<double> ordered(x_proj.size());
-    for (std::size_t i = 0; i < x_proj.size(); ++i) {
-        const auto column = static_cast<std::int64_t>(i) % inner;
-        ordered[i] = x_proj[i - static_cast<std::size_t>(column - conv_x_proj_channel(column))];
-    }
     const DeviceArray device_residual(residual, DType::F32), device_norm(norm_weight, DType::F32);
-    const DeviceArray device_out(out_weight, dtype), device_in(in_weight, dtype), device_x_proj(ordered, dtype);
+    const DeviceArray device_out(out_weight, dtype), device_in(in_weight, dtype),
+        device_x_proj(in_conv_x_proj_order(x_proj, inner), dtype);
     const DeviceArray sum(residual.size(), DType::F32), z(product({rows, inner}), dtype);
     const DeviceArray projected(product({2, rows, features}), dtype);
     const auto half = static_cast<std::size_t>(batch * scan_elements(tokens, inner, ScanOrder::Octets));
@@ -324,16 +329,7 @@ void check_between_scans(DType dtype, int width, int batch, int tokens, bool add
     const std::vector<double> c = rows_of_octets(octets.values(), a.behind.conv);
     convolution.x = xz;  // never stored
     CHECK(relative_error(c, convolution.expected()) <= 2 * tolerance(dtype));
-    std::vector<double> expected;
-    for (const int direction : {0, 1}) {
-        const auto part = [&](const std::vector<double>& both) {
-            const auto size = static_cast<std::ptrdiff_t>(both.size() / 2);
-            return std::vector<double>(both.begin() + direction * size, both.begin() + (direction + 1) * size);
-        };
-        const auto product = times_transposed(part(c), part(x_proj), 2 * depth);
-        expected.insert(expected.end(), product.begin(), product.end());
-    }
-    CHECK(relative_error(projected.values(), expected) <= tolerance(dtype));
+    CHECK(relative_error(projected.values(), projected_of(c, x_proj, inner)) <= tolerance(dtype));
 }
 
 TEST(between_scans_in_one) {
