@@ -155,7 +155,7 @@ int lower_norm_of_sum(Lowering& lowering, int node, ValueId sum, const Target& t
         result = select.output(0);
         taken = 2;
     }
-    step.normed = lowering.write(result, target.dtype);
+    step.normed = lowering.write(result, target.operand_dtype());
     step.fixed.normed_dtype = step.normed.dtype;
     const Operand& written = step.sum.buffer < 0 ? step.normed : step.sum;
     lowering.step(step_name("norm", norm).c_str(), run_add_norm, step, {step.hidden}, {step.normed, written});
@@ -173,7 +173,7 @@ int lower_add_norm(Lowering& lowering, int node, const Target& target) {
                      {},
                      {}};
     if (norm.output_count() == 2) step.sum = in_place_or_new(lowering, node, norm.output(1), residual, DType::F32);
-    step.normed = lowering.write(norm.output(0), target.dtype);
+    step.normed = lowering.write(norm.output(0), target.operand_dtype());
     step.fixed.normed_dtype = step.normed.dtype;
     const Operand& written = step.sum.buffer < 0 ? step.normed : step.sum;
     lowering.step(step_name("add_norm", norm).c_str(), run_add_norm, step, {step.hidden, step.residual},

@@ -627,6 +627,7 @@ int lower_bidirectional_scan(Lowering& lowering, int node, const Target& target)
 }
 
 int lower_between_scans(Lowering& lowering, int node, const Target& target) {
+    if (target.parts) return 0;
     const auto nodes = nodes_between(lowering, node);
     if (!nodes || !ScanLowering(lowering, nodes->scan, target).lower_with(*nodes)) return 0;
     return nodes->scan + 2 - node;

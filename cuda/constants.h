@@ -26,4 +26,8 @@ const float* float_vector(Lowering& lowering, const Weight& weight, const Weight
 // given.
 const void* matrix(Lowering& lowering, const Weight& weight, DType dtype, const Weight* gamma = nullptr);
 
+// The same as the right side of a product with in_parts() (parts.cu): rows three times as long, of all elements
+// rounded, the same again, and what rounding left of them.
+const void* matrix_in_parts(Lowering& lowering, const Weight& weight, DType dtype, const Weight* gamma = nullptr);
+
 }  // namespace vimrt::cuda

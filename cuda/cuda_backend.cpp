@@ -137,7 +137,9 @@ int CudaBackend::lower(Lowering& lowering, int node) {
         }
     }
     const DeviceGuard guard(properties_.index);
-    return find_operator(first.op())(lowering, node, target_);
+    Target target = target_;
+    target.parts = target.dtype != DType::F32 && needs_parts(lowering);
+    return find_operator(first.op())(lowering, node, target);
 }
 
 void CudaBackend::lower_copy(Lowering& lowering, const Operand& source, const Operand& destination, std::int64_t rows,

@@ -32,7 +32,8 @@ DType result_dtype(const Lowering& lowering, int node, ValueId result, const Tar
 int lower_linear(Lowering& lowering, int node, const Target& target) {
     if (const int taken = lower_between_scans(lowering, node, target); taken > 0) return taken;
     const Node& linear = lowering.node(node);
-    const Operand in = stored_as(lowering, linear.input(0), target.dtype, true);
+    const Operand in =
+        target.parts ? lowering.read(linear.input(0)) : stored_as(lowering, linear.input(0), target.dtype, true);
     int last = node;  // the last node taken
     ValueId result = linear.output(0);
     const Weight* gamma = nullptr;
@@ -57,8 +58,7 @@ int lower_linear(Lowering& lowering, int node, const Target& target) {
         bias = out.dtype == DType::F32 ? float_vector(lowering, linear.weight("bias"), gamma)
                                        : matrix(lowering, linear.weight("bias"), out.dtype, gamma);
     }
-    lower_matmul(lowering, target, step_name(shape.accumulate ? "linear+add" : "linear", linear), shape, in,
-                 matrix(lowering, weight, target.dtype, gamma), bias, out);
+    lower_product(lowering, target, shape.accumulate ? "linear+add" : "linear", linear, shape, in, gamma, bias, out);
     if (!shape.accumulate) return last - node + 1;
     return last - node + 1 + lower_norm_of_sum(lowering, last + 1, residual, target);
 }

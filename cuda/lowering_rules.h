@@ -3,7 +3,7 @@
 // Each operator has a file here, <operator>.cu, with its kernel, the function that launches it, and
 // `int lower_<operator>(Lowering&, int node, const Target&)`, which emits the steps of node `node` and returns how many
 // graph nodes they compute. Everything between operators is a matrix of tokens by channels. The residual stream, and
-// what is added to it, is stored in fp32; what matrix products read is stored in Target::dtype.
+// what is added to it, is stored in fp32; what matrix products read is stored in Target::operand_dtype().
 #pragma once
 
 #include <cuda_runtime.h>
@@ -24,6 +24,11 @@ struct Target {
     DType dtype = DType::F32;
     DeviceProperties device;
     MatmulAlgorithms* algorithms = nullptr;
+    // Whether products take fp32 operands, as two parts of `dtype` (parts.h), instead of rounding them to it.
+    bool parts = false;
+
+    // What the operands of products are stored as before.
+    DType operand_dtype() const { return parts ? DType::F32 : dtype; }
 };
 
 // Frame::backend of a step.
@@ -75,6 +80,13 @@ Operand stored_as(Lowering& lowering, ValueId value, DType dtype, bool strided =
 // convert.cu: copies a matrix, converting its elements.
 void lower_copy(Lowering& lowering, const char* name, const Operand& source, const Operand& destination,
                 std::int64_t rows, std::int64_t columns);
+
+// parts.cu: whether 16-bit products of the graph need their operands in two parts: where blocks merge their directions
+// by anything but the mean, what rounding them costs is up to twice as much.
+bool needs_parts(const Lowering& lowering);
+// parts.cu: `in`, a matrix of fp32 or `dtype`, as the left side of a product with matrix_in_parts() (constants.h).
+Operand in_parts(Lowering& lowering, const std::string& name, const Operand& in, std::int64_t rows,
+                 std::int64_t columns, DType dtype);
 
 // add_norm.cu: emits the add_norm node `node` when the value `sum` already holds hidden + residual, with what follows
 // it.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "constants.h"
 #include "vimrt/error.h"
 
 namespace vimrt::cuda {
@@ -168,6 +169,19 @@ void lower_matmul(Lowering& lowering, const Target& target, const std::string& n
     }
     step.workspace = lowering.scratch(step.matmul.workspace_bytes);
     lowering.step(name.c_str(), run_step, step, {in, out}, {out, step.workspace});
+}
+
+void lower_product(Lowering& lowering, const Target& target, const char* what, const Node& node, MatmulShape shape,
+                   const Operand& in, const Weight* gamma, const void* bias, const Operand& out) {
+    const Weight& weight = node.weight("weight");
+    if (!target.parts) {
+        return lower_matmul(lowering, target, step_name(what, node), shape, in,
+                            matrix(lowering, weight, target.dtype, gamma), bias, out);
+    }
+    const Operand parts = in_parts(lowering, step_name("parts", node), in, shape.rows, shape.depth, target.dtype);
+    shape.depth *= 3;
+    lower_matmul(lowering, target, step_name(what, node), shape, parts,
+                 matrix_in_parts(lowering, weight, target.dtype, gamma), bias, out);
 }
 
 }  // namespace vimrt::cuda

@@ -60,4 +60,9 @@ void run_matmul(const Matmul& matmul, const Launch& launch, const void* in, cons
 void lower_matmul(Lowering& lowering, const Target& target, const std::string& name, MatmulShape shape,
                   const Operand& in, const void* weight, const void* bias, const Operand& out);
 
+// The same of a node's own "weight", its rows multiplied by `gamma` unless that is null; `in` is stored as
+// target.operand_dtype() or target.dtype. `what` begins the step's name.
+void lower_product(Lowering& lowering, const Target& target, const char* what, const Node& node, MatmulShape shape,
+                   const Operand& in, const Weight* gamma, const void* bias, const Operand& out);
+
 }  // namespace vimrt::cuda

@@ -136,15 +136,14 @@ int lower_patch_embed(Lowering& lowering, int node, const Target& target) {
     shape.depth = weight.shape.elements() / weight.shape[0];
     shape.features = a.d_model;
     shape.accumulate = true;
-    a.row_dtype = target.dtype;
+    a.row_dtype = target.operand_dtype();
     step.pixels = lowering.read(embed.input(0));
     step.start = lowering.write(result);
-    step.rows = lowering.scratch(static_cast<std::size_t>(shape.rows * shape.depth) * size_of(target.dtype));
-    step.rows.dtype = target.dtype;
+    step.rows = lowering.scratch(static_cast<std::size_t>(shape.rows * shape.depth) * size_of(a.row_dtype));
+    step.rows.dtype = a.row_dtype;
     step.rows.row_stride = shape.depth;
     lowering.step(step_name("patches", embed).c_str(), run_patch_rows, step, {step.pixels}, {step.rows, step.start});
-    lower_matmul(lowering, target, step_name("linear+add", embed), shape, step.rows,
-                 matrix(lowering, weight, target.dtype), nullptr, step.start);
+    lower_product(lowering, target, "linear+add", embed, shape, step.rows, nullptr, nullptr, step.start);
     return last - node + 1;
 }
 

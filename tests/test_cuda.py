@@ -35,8 +35,8 @@ def reason_to_skip() -> str | None:
 
 pytestmark = pytest.mark.skipif(reason_to_skip() is not None, reason=str(reason_to_skip()))
 
-#: Relative L2 error of the logits: fp32 against the fp32 reference; fp16 what the authors' autocast was found to cost,
-#: or costs on the same weights and images, within the spread of single draws; bf16 the same way.
+#: Relative L2 error of the logits against the fp32 reference, fp16 what the authors' autocast was found to cost; and
+#: what it costs on the same weights and images, within the spread of single draws.
 FP32, BF16, SPREAD = 1e-5, 1e-2, 1.15
 FP16 = {
     "tiny-224": 1.09e-3,
@@ -92,9 +92,7 @@ def test_logits_are_the_references(name: str, tmp_path: Path) -> None:
     limits = {"fp32": FP32, "fp16": FP16.get(name, 1.5e-3), "bf16": BF16}
     if name in FP16:
         for dtype, rounding in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
-            autocast = autocast_error(reference, rounding, images, truth)
-            errors[f"autocast {dtype}"] = autocast
-            limits[dtype] = max(limits[dtype], SPREAD * autocast)
+            errors[f"autocast {dtype}"] = autocast_error(reference, rounding, images, truth)
     report(name, errors)
     for dtype, limit in limits.items():
         assert errors[dtype] <= limit, dtype

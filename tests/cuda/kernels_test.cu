@@ -12,6 +12,7 @@
 #include "cublaslt.h"
 #include "device_array.h"
 #include "matmul.h"
+#include "parts.h"
 #include "patch_embed.h"
 #include "tokens.h"
 
@@ -536,6 +537,29 @@ TEST(gated_merge_of_one_direction_and_two) {
                               silu(z[i / columns * static_cast<std::size_t>(stride) + i % columns]);
             }
             CHECK(relative_error(out.values(), expected) <= tolerance(dtype));
+        }
+    }
+}
+
+TEST(parts_of_operands) {
+    for (const DType in_dtype : storages) {
+        for (const DType dtype : {DType::F16, DType::BF16}) {
+            const int rows = 29, columns = 77;
+            const std::int64_t stride = 80;
+            const auto in = rounded(normal(product({rows, stride})), in_dtype);
+            const DeviceArray device_in(in, in_dtype), out(product({rows, 3, columns}), dtype);
+            split_in_parts(device_in.data(), stride, in_dtype, out.data(), dtype, rows, columns, nullptr);
+            std::vector<double> x(product({rows, columns})), high(x.size()), low(x.size()), again(x.size());
+            const std::vector<double> parts = out.values();
+            for (std::size_t i = 0; i < x.size(); ++i) {
+                const std::size_t row = i / columns, column = i % columns, at = row * 3 * columns + column;
+                x[i] = in[row * static_cast<std::size_t>(stride) + column];
+                high[i] = parts[at], low[i] = parts[at + columns], again[i] = parts[at + 2 * columns];
+            }
+            CHECK(high == rounded(x, dtype));
+            CHECK(again == high);
+            for (std::size_t i = 0; i < x.size(); ++i) high[i] += low[i];
+            CHECK(relative_error(high, x) <= (dtype == DType::F16 ? 1e-6 : 1e-5));
         }
     }
 }
