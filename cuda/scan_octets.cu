@@ -110,7 +110,7 @@ private:
             float in[lane_states];
             column_.load_in(here, t, in);
             for_each_state(
-                [&](int i, int n) { state_[i][n] = fmaf(decay[t % 2][i][n], state_[i][n], drive[i] * in[n]); });
+                [&](int i, int n) { state_[i][n] = next_state(decay[t % 2][i][n], state_[i][n], drive[i], in[n]); });
             if constexpr (part != Part::States) column_.read(t, state_, out, sum);
             prepare_part(t, there, next);
             if constexpr (part == Part::Merged) gate_part(t, gate);

@@ -302,9 +302,9 @@ private:
                 const float drive = t % 2 == 0 ? two_steps[i].y : two_steps[i].w;
                 const float of[4] = {in[i].x, in[i].y, in[i].z, in[i].w};
                 const float decay = exp2_fast(delta * rate[i][n]);
-                const float added = drive * of[n];
-                left[t][i][n] = t == 0 || !Brief ? decay : decay * left[t - 1][i][n];
-                state[t][i][n] = t == 0 || !Brief ? added : fmaf(decay, state[t - 1][i][n], added);
+                const bool first = t == 0 || !Brief;
+                left[t][i][n] = first ? decay : decay * left[t - 1][i][n];
+                state[t][i][n] = first ? drive * of[n] : next_state(decay, state[t - 1][i][n], drive, of[n]);
             });
         }
     }

@@ -18,6 +18,12 @@ __device__ inline const ScanDirection& direction_of(const Scan& a, int direction
     return direction == 0 ? a.forward : a.backward;
 }
 
+// decay state + drive in. An instruction that reads three registers takes half as long again, unless the one before
+// has read one of them in the same place: the drive is the same for neighbouring states, which decay and state are not.
+__device__ inline float next_state(float decay, float state, float drive, float in) {
+    return fmaf(drive, in, __fmul_rn(decay, state));
+}
+
 // One, two or four neighbours in registers, as they are stored.
 template <typename T, int V>
 class Few {
