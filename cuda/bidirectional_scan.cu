@@ -24,8 +24,17 @@ std::int64_t round_up(std::int64_t a, std::int64_t b) {
     return (a + b - 1) / b * b;
 }
 
-// Columns of all directions and images by multiprocessor, from which on a form is the best.
-constexpr double enough_for_octets = 9;
+// A column taken whole keeps a quarter of a multiprocessor nearly busy with one other. All quarters are done when those
+// with most columns are, so what counts is how many of the turns, of as many columns as quarters, are taken; with many
+// turns that evens out.
+constexpr double turns_taken = 0.8;
+constexpr double many_turns = 4;
+bool are_octets_best(int columns, int chip) {
+    const double turns = columns / (4.0 * chip);
+    return turns >= many_turns || (turns > 1 && turns >= turns_taken * std::ceil(turns));
+}
+
+// Columns of all directions and images by multiprocessor, from which on another form is the best.
 constexpr double enough_for_short_relays = 2;  // of 4 warps: a multiprocessor has room for three
 constexpr double enough_for_relays = 1;        // of 6: for two; of more tokens than a few halves are better
 constexpr int few_tokens = 1024;
@@ -43,7 +52,7 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
     const int chip = std::max(1, device.multiprocessors);
     const int columns = a.batch * a.directions * (a.channels / column_channels);
     const ScanForm whole{ScanForm::Octets}, wide{ScanForm::Columns}, relay{ScanForm::Relay, 0, 4};
-    if (columns >= enough_for_octets * chip) return {whole, wide};
+    if (are_octets_best(columns, chip)) return {whole, wide};
     const ScanForm chunks{ScanForm::Octets, std::min(chunk_warps * chip / std::max(1, columns),
                                                      a.tokens / octet_tokens / 2 / least_chunk)};
     ScanForm best{ScanForm::Halves, 0, 12};

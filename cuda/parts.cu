@@ -29,8 +29,8 @@ struct PartsStep {
 
 void run_parts(const void* parameters, const Frame& frame) {
     const auto& step = *static_cast<const PartsStep*>(parameters);
-    split_in_parts(address(frame, step.in), step.in.row_stride, step.in.dtype, address(frame, step.out),
-                   step.out.dtype, step.rows, step.columns, stream_of(frame));
+    split_in_parts(address(frame, step.in), step.in.row_stride, step.in.dtype, address(frame, step.out), step.out.dtype,
+                   step.rows, step.columns, stream_of(frame));
 }
 
 }  // namespace
@@ -56,7 +56,7 @@ bool needs_parts(const Lowering& lowering) {
 }
 
 Operand in_parts(Lowering& lowering, const std::string& name, const Operand& in, std::int64_t rows,
-                  std::int64_t columns, DType dtype) {
+                 std::int64_t columns, DType dtype) {
     Operand out = lowering.scratch(static_cast<std::size_t>(3 * rows * columns) * size_of(dtype));
     out.dtype = dtype;
     out.row_stride = 3 * columns;

@@ -1,5 +1,5 @@
-// Products of fp32 operands on tensor cores of 16-bit types: an operand is the sum of two numbers of the type, its value
-// rounded and what that leaves, and the three of the four products that matter are one of three times the depth,
+// Products of fp32 operands on tensor cores of 16-bit types: an operand is the sum of two numbers of the type, its
+// value rounded and what that leaves, and the three of the four products that matter are one of three times the depth,
 // [high, low, high] with [high, high, low].
 #pragma once
 

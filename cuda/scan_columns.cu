@@ -182,7 +182,7 @@ private:
 #pragma unroll
                 for (int i = 0; i < lane_channels; ++i) {
                     float& state = state_[i][n + j];
-                    state = next_state(exp2_fast(delta[i] * rate_[i][n + j]), state, drive[i], in[j]);
+                    state = fmaf(exp2_fast(delta[i] * rate_[i][n + j]), state, drive[i] * in[j]);
                     y[i] = fmaf(out[j], state, y[i]);
                 }
             }

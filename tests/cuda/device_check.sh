@@ -45,6 +45,7 @@ if wanted sanitizer; then
             running+=($!)
         }
         sanitized norms "$build/tests/cuda/kernels_test" add_norm
+        sanitized parts "$build/tests/cuda/kernels_test" parts_of_operands
         sanitized between-scans "$build/tests/cuda/kernels_test" between_scans
         sanitized convolution "$build/tests/cuda/kernels_test" convolution_and_projection
         sanitized scan-rows "$build/tests/cuda/scan_test" one_direction
@@ -55,7 +56,10 @@ if wanted sanitizer; then
     done
     for process in "${running[@]}"; do wait "$process" || failed=1; done
 fi
-if wanted scan; then stage scan "$build/tests/cuda/scan_bench" && cat "$out/scan.log"; fi
+if wanted scan; then
+    stage registers "$build/tests/cuda/register_bench" && cat "$out/registers.log"
+    stage scan "$build/tests/cuda/scan_bench" && cat "$out/scan.log"
+fi
 if wanted engine; then
     stage models python3 tests/cuda/random_models.py "$out/models"
     stage allocation "$build/tests/cuda/device_allocation_test" "$out/models/tiny.vimrt"

@@ -1,0 +1,91 @@
+// Times what registers cost to read: cycles of a scheduler for each multiply-add, by how many registers it reads and
+// whether the one before has read one of them in the same place. What docs/performance.md says of version 8 of the scan
+// comes from here.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+
+#include "device_array.h"
+
+using namespace vimrt;
+using namespace vimrt::cuda::test;
+
+namespace {
+
+constexpr int threads = 384;  // three warps a scheduler, as in a relay
+constexpr int warps_of_scheduler = 3;
+constexpr int rounds = 300;
+constexpr int instructions = 128;  // of a round
+constexpr int sums = 32, factors = 16;
+
+// Which registers instruction i multiplies and adds.
+enum class Reads { One, Two, Three, ThreeTwice, ThreeFourTimes, ThreeEightTimes };
+constexpr const char* names[] = {
+    "one register",          "two", "three", "three, one of them two times in a row", "three, one four times",
+    "three, one eight times"};
+
+struct Span {
+    unsigned long long begin, end;
+};
+
+template <Reads reads>
+__global__ void __launch_bounds__(threads, 1) multiply_add(float* out, Span* span, float x) {
+    const float own = x + static_cast<float>(threadIdx.x);
+    float sum[sums], left[factors], right[factors];
+    for (int i = 0; i < sums; ++i) sum[i] = own * static_cast<float>(i);
+    for (int i = 0; i < factors; ++i) left[i] = own + static_cast<float>(i), right[i] = own - static_cast<float>(i);
+    __syncthreads();
+    const auto begin = static_cast<unsigned long long>(clock64());
+#pragma unroll 1
+    for (int round = 0; round < rounds; ++round) {
+#pragma unroll
+        for (int i = 0; i < instructions; ++i) {
+            float& s = sum[i % sums];
+            const float& r = right[i * 5 % factors];
+            if constexpr (reads == Reads::One) asm volatile("fma.rn.f32 %0, %0, %0, %0;" : "+f"(s));
+            if constexpr (reads == Reads::Two) asm volatile("fma.rn.f32 %0, %1, %0, %0;" : "+f"(s) : "f"(r));
+            if constexpr (reads >= Reads::Three) {
+                constexpr int times = reads == Reads::Three            ? 1
+                                      : reads == Reads::ThreeTwice     ? 2
+                                      : reads == Reads::ThreeFourTimes ? 4
+                                                                       : 8;
+                const float& l = left[(times == 1 ? i * 3 : i / times) % factors];
+                asm volatile("fma.rn.f32 %0, %1, %2, %0;" : "+f"(s) : "f"(l), "f"(r));
+            }
+        }
+    }
+    const auto end = static_cast<unsigned long long>(clock64());
+    float all = 0;
+    for (int i = 0; i < sums; ++i) all += sum[i];
+    out[blockIdx.x * threads + threadIdx.x] = all;
+    if (blockIdx.x == 0) {
+        atomicMin(&span->begin, begin);
+        atomicMax(&span->end, end);
+    }
+}
+
+template <Reads reads>
+void time_one(float* out, Span* span) {
+    Span found{};
+    for (int run = 0; run < 2; ++run) {  // the first one brings the clock up
+        const Span none{~0ULL, 0};
+        require(cudaMemcpy(span, &none, sizeof(none), cudaMemcpyHostToDevice));
+        multiply_add<reads><<<1, threads>>>(out, span, 0.5F);
+        require(cudaMemcpy(&found, span, sizeof(found), cudaMemcpyDeviceToHost));
+    }
+    std::printf("%-42s %.2f cycles\n", names[static_cast<int>(reads)],
+                static_cast<double>(found.end - found.begin) / (rounds * instructions * warps_of_scheduler));
+}
+
+}  // namespace
+
+int main() {
+    const DeviceArray out(threads, DType::F32), span(sizeof(Span) / sizeof(float), DType::F32);
+    const auto all = [&]<Reads... reads>() {
+        (time_one<reads>(out.floats(), static_cast<Span*>(span.data())), ...);
+    };
+    all.template operator()<Reads::One, Reads::Two, Reads::Three, Reads::ThreeTwice, Reads::ThreeFourTimes,
+                            Reads::ThreeEightTimes>();
+    return 0;
+}
