@@ -1,9 +1,7 @@
-// Times what registers cost to read: cycles of a scheduler for each multiply-add, by how many registers it reads and
-// whether the one before has read one of them in the same place. What docs/performance.md says of version 8 of the scan
-// comes from here.
+// Times what registers cost to read: cycles of a scheduler for each multiply-add, by how many registers it reads. What
+// docs/performance.md says of version 8 of the scan comes from here.
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cstdio>
 
 #include "device_array.h"
@@ -19,11 +17,9 @@ constexpr int rounds = 300;
 constexpr int instructions = 128;  // of a round
 constexpr int sums = 32, factors = 16;
 
-// Which registers instruction i multiplies and adds.
-enum class Reads { One, Two, Three, ThreeTwice, ThreeFourTimes, ThreeEightTimes };
-constexpr const char* names[] = {
-    "one register",          "two", "three", "three, one of them two times in a row", "three, one four times",
-    "three, one eight times"};
+// How many registers a multiply-add reads.
+enum class Reads { One, Two, Three };
+constexpr const char* names[] = {"one register", "two registers", "three registers"};
 
 struct Span {
     unsigned long long begin, end;
@@ -45,12 +41,8 @@ __global__ void __launch_bounds__(threads, 1) multiply_add(float* out, Span* spa
             const float& r = right[i * 5 % factors];
             if constexpr (reads == Reads::One) asm volatile("fma.rn.f32 %0, %0, %0, %0;" : "+f"(s));
             if constexpr (reads == Reads::Two) asm volatile("fma.rn.f32 %0, %1, %0, %0;" : "+f"(s) : "f"(r));
-            if constexpr (reads >= Reads::Three) {
-                constexpr int times = reads == Reads::Three            ? 1
-                                      : reads == Reads::ThreeTwice     ? 2
-                                      : reads == Reads::ThreeFourTimes ? 4
-                                                                       : 8;
-                const float& l = left[(times == 1 ? i * 3 : i / times) % factors];
+            if constexpr (reads == Reads::Three) {
+                const float& l = left[i * 3 % factors];
                 asm volatile("fma.rn.f32 %0, %1, %2, %0;" : "+f"(s) : "f"(l), "f"(r));
             }
         }
@@ -58,11 +50,9 @@ __global__ void __launch_bounds__(threads, 1) multiply_add(float* out, Span* spa
     const auto end = static_cast<unsigned long long>(clock64());
     float all = 0;
     for (int i = 0; i < sums; ++i) all += sum[i];
-    out[blockIdx.x * threads + threadIdx.x] = all;
-    if (blockIdx.x == 0) {
-        atomicMin(&span->begin, begin);
-        atomicMax(&span->end, end);
-    }
+    out[threadIdx.x] = all;
+    atomicMin(&span->begin, begin);
+    atomicMax(&span->end, end);
 }
 
 template <Reads reads>
@@ -74,7 +64,7 @@ void time_one(float* out, Span* span) {
         multiply_add<reads><<<1, threads>>>(out, span, 0.5F);
         require(cudaMemcpy(&found, span, sizeof(found), cudaMemcpyDeviceToHost));
     }
-    std::printf("%-42s %.2f cycles\n", names[static_cast<int>(reads)],
+    std::printf("%-16s %.2f cycles\n", names[static_cast<int>(reads)],
                 static_cast<double>(found.end - found.begin) / (rounds * instructions * warps_of_scheduler));
 }
 
@@ -85,7 +75,6 @@ int main() {
     const auto all = [&]<Reads... reads>() {
         (time_one<reads>(out.floats(), static_cast<Span*>(span.data())), ...);
     };
-    all.template operator()<Reads::One, Reads::Two, Reads::Three, Reads::ThreeTwice, Reads::ThreeFourTimes,
-                            Reads::ThreeEightTimes>();
+    all.template operator()<Reads::One, Reads::Two, Reads::Three>();
     return 0;
 }
