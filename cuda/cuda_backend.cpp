@@ -85,8 +85,7 @@ void CudaBackend::copy(void* to, const void* from, std::size_t bytes, void* stre
 void CudaBackend::synchronize(void* stream) {
     const DeviceGuard guard(properties_.index);
     const AllowWhileCapturing allowed;
-    check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)),
-          "the program failed on the device; VIMRT_CUDA_SYNC=1 names the step");
+    check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), program_failed);
 }
 
 void* CudaBackend::next_stream() {

@@ -11,15 +11,17 @@ void check(cudaError_t status, const std::string& what) {
     if (status == cudaSuccess) return;
     cudaGetLastError();  // an error that does not stick is forgotten here, so that the next call starts clean
     std::string message = what + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")";
+    if (device_failed()) message += "; the device can no longer be used by this process, start it again";
+    throw DeviceError(message);
+}
+
+bool device_failed() {
     cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
     cudaThreadExchangeStreamCaptureMode(&mode);
-    // Waiting tells whether the device still works; while a graph is captured it cannot be asked.
-    const cudaError_t device = cudaDeviceSynchronize();
+    const cudaError_t status = cudaDeviceSynchronize();
     cudaThreadExchangeStreamCaptureMode(&mode);
-    if (device != cudaSuccess && device != cudaErrorStreamCaptureUnsupported) {
-        message += "; the device can no longer be used by this process, start it again";
-    }
-    throw DeviceError(message);
+    // While a graph is captured it cannot be asked.
+    return status != cudaSuccess && status != cudaErrorStreamCaptureUnsupported;
 }
 
 void refuse_memory(std::size_t bytes, const std::string& what) {

@@ -16,6 +16,12 @@ inline void check(cudaError_t status, const char* what) {
     if (status != cudaSuccess) check(status, std::string(what));
 }
 
+// What is said where the device failed and it is not known at which step.
+inline constexpr const char* program_failed = "the program failed on the device; VIMRT_CUDA_SYNC=1 names the step";
+
+// Waits for the current device and tells whether it, or the process's hold on it, is lost for good.
+bool device_failed();
+
 // Throws OutOfMemory: how much of `what` was asked for, and how much of the current device's memory is free.
 [[noreturn]] void refuse_memory(std::size_t bytes, const std::string& what);
 

@@ -26,6 +26,21 @@ public:
     cudaGraph_t graph = nullptr;
 };
 
+// An error of a device that failed comes up at whatever is enqueued next: it is the step's own only where steps are
+// waited for one by one.
+std::string culprit(const Step& step, bool one_by_one) {
+    return !one_by_one && device_failed() ? program_failed : "step \"" + step.name + "\"";
+}
+
+void enqueue_step(const Step& step, const Frame& frame, bool one_by_one = false) {
+    try {
+        step.function(step.parameters.get(), frame);
+    } catch (const DeviceError& error) {
+        throw DeviceError(culprit(step, one_by_one) + ": " + error.what());
+    }
+    if (const cudaError_t status = cudaGetLastError(); status != cudaSuccess) check(status, culprit(step, one_by_one));
+}
+
 }  // namespace
 
 // An event with its time.
@@ -75,28 +90,17 @@ void CudaExecution::run(void* const* buffers, void* stream) {
     check(cudaGraphLaunch(graph, target), "the program's graph cannot be launched");
 }
 
-void CudaExecution::enqueue(void* const* buffers, cudaStream_t stream, bool wait_for_each) const {
+void CudaExecution::enqueue(void* const* buffers, cudaStream_t stream, bool one_by_one) const {
     const Launch launch{stream, &blas_};
     Frame frame;
     frame.buffers = buffers;
     frame.backend = const_cast<Launch*>(&launch);
     for (const Step& step : steps_) {
-        enqueue_step(step, frame);
-        if (!wait_for_each) continue;
+        enqueue_step(step, frame, one_by_one);
+        if (!one_by_one) continue;
         if (const cudaError_t status = cudaStreamSynchronize(stream); status != cudaSuccess) {
             check(status, "step \"" + step.name + "\" failed on the device");
         }
-    }
-}
-
-void CudaExecution::enqueue_step(const Step& step, const Frame& frame) const {
-    try {
-        step.function(step.parameters.get(), frame);
-    } catch (const DeviceError& error) {
-        throw DeviceError("step \"" + step.name + "\": " + error.what());
-    }
-    if (const cudaError_t status = cudaGetLastError(); status != cudaSuccess) {
-        check(status, "step \"" + step.name + "\" cannot be launched");
     }
 }
 

@@ -37,8 +37,7 @@ private:
         Graph& operator=(const Graph&) = delete;
     };
 
-    void enqueue(void* const* buffers, cudaStream_t stream, bool wait_for_each) const;
-    void enqueue_step(const Step& step, const Frame& frame) const;
+    void enqueue(void* const* buffers, cudaStream_t stream, bool one_by_one) const;
     cudaGraphExec_t graph_for(void* const* buffers);  // null where it cannot be captured now
     void capture(Graph& graph);
     class TimedEvent;

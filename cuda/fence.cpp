@@ -2,12 +2,6 @@
 
 namespace vimrt::cuda {
 
-namespace {
-
-constexpr const char* failed = "the program failed on the device; VIMRT_CUDA_SYNC=1 names the step";
-
-}  // namespace
-
 CudaFence::CudaFence(int device) : device_(device) {
     const DeviceGuard guard(device_);
     event_ = std::make_unique<Event>();
@@ -34,14 +28,14 @@ bool CudaFence::done() {
         cudaGetLastError();
         return false;
     }
-    check(status, failed);
+    check(status, program_failed);
     return true;
 }
 
 void CudaFence::wait() {
     const DeviceGuard guard(device_);
     const AllowWhileCapturing allowed;
-    check(cudaEventSynchronize(event_->get()), failed);
+    check(cudaEventSynchronize(event_->get()), program_failed);
 }
 
 }  // namespace vimrt::cuda

@@ -19,7 +19,8 @@ __global__ void split(const From* from, std::int64_t stride, To* to, std::int64_
     const To high = from_float<To>(x);
     To* place = to + row * 3 * columns + column;
     place[0] = place[2 * columns] = high;
-    place[columns] = from_float<To>(x - to_float(high));
+    const float rest = x - to_float(high);
+    place[columns] = from_float<To>(isfinite(rest) ? rest : 0.0F);  // what overflows stays infinite, as with one part
 }
 
 struct PartsStep {

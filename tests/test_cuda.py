@@ -578,6 +578,58 @@ def test_an_automatic_choice_of_the_cpu_warns_once(damaged: str, gpu: vimrt.Engi
     assert all(f"{damaged} cannot be loaded" in line for line in printed)
 
 
+# Failures
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_failure_of_the_device_is_named_and_final(one_by_one: bool, wait: bool, gpu: vimrt.Engine) -> None:
+    # An array that claims 12 GB of memory and has 2 MB, which the first step reads: in slices, so that no memory of the
+    # process's own could lie behind it all the way.
+    script = f"""
+        import numpy as np, torch, vimrt, warnings
+
+        engine = vimrt.Engine({gpu.path!r}, device="cuda", dtype="fp16", max_memory=1 << 30)
+        good = np.zeros((1, 3, 224, 224), np.float32)
+        assert np.isfinite(engine.run(good)).all()
+        memory = torch.zeros(1 << 19, device="cuda")
+        torch.cuda.synchronize()
+
+        class Claim:
+            __cuda_array_interface__ = memory.__cuda_array_interface__ | {{
+                "shape": (20000, 3, 224, 224), "strides": None, "version": 3, "stream": None,
+            }}
+
+        def run(images):
+            result = engine.run(images) if {wait} else engine.run(images, wait=False).result()
+            return result if isinstance(result, np.ndarray) else result.numpy()
+
+        def error_of(call):
+            try:
+                call()
+            except vimrt.DeviceError as error:
+                return str(error)
+            return "no error"
+
+        print(error_of(lambda: run(Claim())))
+        print(error_of(lambda: run(good)))
+        print(error_of(lambda: run(good)))
+        print(error_of(lambda: vimrt.Engine({gpu.path!r}, device="cuda")))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            other = vimrt.Engine({gpu.path!r})
+            print(other.device, [w.category.__name__ for w in caught], np.isfinite(other.run(good)).all())
+    """
+    *errors, automatic = in_process(script, VIMRT_CUDA_SYNC=str(int(one_by_one))).splitlines()
+    print(*errors, automatic, sep="\n")
+    assert len(errors) == 4
+    assert "(cudaErrorIllegalAddress)" in errors[0]
+    assert ('step "patches ' if one_by_one else "VIMRT_CUDA_SYNC=1 names the step") in errors[0]
+    for error in errors:
+        assert "the device can no longer be used by this process, start it again" in error
+    assert automatic == "cpu ['DeviceWarning'] True"
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason="the test images are missing: apt install dataset-fashion-mnist")
 def test_a_trained_model_is_as_accurate_in_fp16(tmp_path: Path) -> None:
     engine = vimrt.Engine(exported_example(tmp_path), device="cuda", dtype="fp16")

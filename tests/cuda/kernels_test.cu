@@ -1,5 +1,6 @@
 // Every kernel but the scan against fp64, at odd sizes too, with poisoned outputs.
 #include <algorithm>
+#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -562,6 +563,18 @@ TEST(parts_of_operands) {
             CHECK(relative_error(high, x) <= (dtype == DType::F16 ? 1e-6 : 1e-5));
         }
     }
+}
+
+TEST(parts_of_what_overflows_are_infinite_and_zero) {
+    const double infinity = std::numeric_limits<double>::infinity();
+    const std::vector<double> in{1e5, -1e5, infinity, 2.0};
+    const DeviceArray device_in(in, DType::F32), out(3 * in.size(), DType::F16);
+    split_in_parts(device_in.data(), 4, DType::F32, out.data(), DType::F16, 1, 4, nullptr);
+    const std::vector<double> high{infinity, -infinity, infinity, 2.0};
+    std::vector<double> expected = high;
+    expected.resize(8, 0.0);
+    expected.insert(expected.end(), high.begin(), high.end());
+    CHECK(out.values() == expected);
 }
 
 TEST(matmul_in_every_storage_with_bias_addition_and_batch) {
