@@ -24,13 +24,13 @@ std::int64_t round_up(std::int64_t a, std::int64_t b) {
     return (a + b - 1) / b * b;
 }
 
-// A column taken whole keeps a quarter of a multiprocessor nearly busy with one other. All quarters are done when those
-// with most columns are, so what counts is how many of the turns, of as many columns as quarters, are taken; with many
-// turns that evens out.
+// A warp that takes a column whole, or a strip, keeps a quarter of a multiprocessor nearly busy with one other. All
+// quarters are done when those with most warps are, so what counts is how many of the turns, of as many warps as
+// quarters, are taken; with many turns that evens out.
 constexpr double turns_taken = 0.8;
 constexpr double many_turns = 4;
-bool are_octets_best(int columns, int chip) {
-    const double turns = columns / (4.0 * chip);
+bool are_turns_taken(int warps, int chip) {
+    const double turns = warps / (4.0 * chip);
     return turns >= many_turns || (turns > 1 && turns >= turns_taken * std::ceil(turns));
 }
 
@@ -51,8 +51,10 @@ constexpr int enough_chunks = 5;
 std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& device) {
     const int chip = std::max(1, device.multiprocessors);
     const int columns = a.batch * a.directions * (a.channels / column_channels);
-    const ScanForm whole{ScanForm::Octets}, wide{ScanForm::Columns}, relay{ScanForm::Relay, 0, 4};
-    if (are_octets_best(columns, chip)) return {whole, wide};
+    const ScanForm whole{ScanForm::Octets}, strips{ScanForm::Strips}, wide{ScanForm::Columns};
+    const ScanForm relay{ScanForm::Relay, 0, 4};
+    if (are_turns_taken(columns, chip)) return {whole, wide};
+    if (are_turns_taken(2 * columns, chip)) return {strips, relay, whole, wide};
     const ScanForm chunks{ScanForm::Octets, std::min(chunk_warps * chip / std::max(1, columns),
                                                      a.tokens / octet_tokens / 2 / least_chunk)};
     ScanForm best{ScanForm::Halves, 0, 12};
@@ -75,6 +77,8 @@ const char* name_of(ScanForm::Kind kind) {
             return "columns";
         case ScanForm::Octets:
             return "octets";
+        case ScanForm::Strips:
+            return "strips";
         case ScanForm::Relay:
             return "relay";
         case ScanForm::Halves:
@@ -92,6 +96,8 @@ bool scan_takes(const Scan& a, const ScanForm& form, const DeviceProperties& dev
                    scan_columns_shared_bytes(a) <= static_cast<std::size_t>(device.shared_bytes_per_block);
         case ScanForm::Octets:
             return scan_octets_takes(a) && 2 * form.chunks <= a.tokens / octet_tokens;
+        case ScanForm::Strips:
+            return scan_strips_takes(a);
         case ScanForm::Relay:
         case ScanForm::Halves:
             return scan_relay_takes(a, form, device);
@@ -100,7 +106,7 @@ bool scan_takes(const Scan& a, const ScanForm& form, const DeviceProperties& dev
 }
 
 std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device) {
-    std::vector<ScanForm> forms{{ScanForm::Channels}, {ScanForm::Columns}};
+    std::vector<ScanForm> forms{{ScanForm::Channels}, {ScanForm::Columns}, {ScanForm::Strips}};
     for (const int warps : {4, 6, 12}) forms.push_back({ScanForm::Relay, 0, warps});
     for (const int warps : {7, 12}) forms.push_back({ScanForm::Halves, 0, warps});
     for (const int chunks : {0, 1, 2, 7, 14, 28}) forms.push_back({ScanForm::Octets, chunks});
@@ -126,6 +132,8 @@ void bidirectional_scan(const Scan& a, const ScanForm& form, cudaStream_t stream
             return scan_columns(a, stream);
         case ScanForm::Octets:
             return scan_octets(a, form.chunks, stream);
+        case ScanForm::Strips:
+            return scan_strips(a, stream);
         case ScanForm::Relay:
         case ScanForm::Halves:
             return scan_relay(a, form, stream);

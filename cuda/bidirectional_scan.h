@@ -79,6 +79,7 @@ struct ScanForm {
         Channels,  // a thread for each channel, token after token: any shape
         Columns,   // a warp for each column of 64 channels, where there are 16 states, token after token
         Octets,    // a warp for each column of 16 channels, eight tokens at a time
+        Strips,    // the same for each half of a column
         Relay,     // `warps` for each column of 16 channels, taking turns at eight tokens
         Halves,    // `warps` for each half of a column, taking turns at 16 tokens
     };
@@ -116,6 +117,10 @@ std::size_t scan_columns_shared_bytes(const Scan& a);
 bool scan_octets_takes(const Scan& a);
 void scan_octets(const Scan& a, int chunks, cudaStream_t stream);
 std::size_t scan_octets_chunk_bytes(const Scan& a, int chunks);
+
+// scan_strips.cu: the same.
+bool scan_strips_takes(const Scan& a);
+void scan_strips(const Scan& a, cudaStream_t stream);
 
 // scan_relay.cu: the same, on a device with clusters. Forms of the kinds Relay and Halves.
 bool scan_relay_takes(const Scan& a, const ScanForm& form, const DeviceProperties& device);

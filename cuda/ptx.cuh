@@ -38,6 +38,11 @@ __device__ inline void multiply_add_tf32(float (&sum)[4], const float (&a)[4], c
 __device__ inline void forget(int& x) {
     asm volatile("" : "+r"(x));
 }
+// x, which the compiler cannot compute anew and so keeps in a register.
+__device__ inline unsigned kept(unsigned x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 
 // Where p lies in shared memory.
 __device__ inline unsigned shared_address(const void* p) {
@@ -79,12 +84,14 @@ __device__ inline unsigned transpose(unsigned matrix) {
 __device__ inline void copy_async(unsigned to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(to), "l"(from) : "memory");
 }
-// The same, or zeros where there is nothing.
-__device__ inline void copy_async_or_clear(unsigned to, const void* from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 :
-                 : "r"(to), "l"(from), "r"(there ? 16 : 0)
-                 : "memory");
+// The same, or zeros where there is nothing; without a branch where it is not wanted.
+__device__ inline void copy_async_or_clear(unsigned to, const void* from, bool there, bool wanted = true) {
+    asm volatile(
+        "{\n.reg .pred wanted;\n"
+        "setp.ne.b32 wanted, %3, 0;\n"
+        "@wanted cp.async.cg.shared.global [%0], [%1], 16, %2;\n}" ::"r"(to),
+        "l"(from), "r"(there ? 16 : 0), "r"(static_cast<int>(wanted))
+        : "memory");
 }
 // Ends a group of the thread's copies.
 __device__ inline void commit_copies() {

@@ -24,6 +24,21 @@ struct Lane {
     __device__ explicit Lane(int thread) : index(thread % warp_size), g(index / 4), q(index % 4) {}
 };
 
+// Rows of delta, B and C as asynchronous copies bring them to shared memory, a little apart where lanes would meet in a
+// bank.
+constexpr int piece_bytes = 16;  // of a copy
+template <int Rank>
+struct FetchedRows {
+    static constexpr int bytes = (Rank + 2 * octet_states) * 2;
+    static constexpr int pieces = bytes / piece_bytes;
+    static constexpr int stride = bytes + (bytes % 128 == 0 ? 32 : 0);
+
+    // Where the `piece`th piece of all rows lies.
+    static constexpr __host__ __device__ int place_of(int piece) {
+        return piece * piece_bytes + piece / pieces * (stride - bytes);
+    }
+};
+
 // Calls function(i, t) for both of a lane's rows g + 8 i and both of its steps 2 q + t.
 template <typename F>
 __device__ void for_each_element(const F& function) {

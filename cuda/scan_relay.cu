@@ -28,7 +28,6 @@ constexpr int common_room = 3200;
 constexpr int warp_room = 9920;
 constexpr int inbox = 16;  // behind the barrier
 constexpr int inbox_bytes = column_channels * octet_states * 4;
-constexpr int piece_bytes = 16;  // of an asynchronous copy
 constexpr int stages = 2;
 
 // Of a leg: what it is made of, and what lies where in a warp's shared memory.
@@ -38,14 +37,11 @@ struct Leg {
     static constexpr int channels = column_channels / octets;
     static constexpr int tokens = octets * octet_tokens;
 
-    // Rows of delta, B and C, a little apart where lanes would meet in a bank.
-    static constexpr int row_bytes = (Rank + 2 * octet_states) * 2;
-    static constexpr int row_pieces = row_bytes / piece_bytes;
-    static constexpr int row_stride = row_bytes + (row_bytes % 128 == 0 ? 32 : 0);
+    using Rows = FetchedRows<Rank>;
     // An element of each of its rows and steps, of 2 bytes.
     static constexpr int values_bytes = octet_elements * 2;
 
-    static constexpr int c = tokens * row_stride;
+    static constexpr int c = tokens * Rows::stride;
     static constexpr int z = c + values_bytes;
     static constexpr int other_y = z + values_bytes;
     static constexpr int stage_bytes = other_y + values_bytes;
@@ -67,6 +63,7 @@ struct Leg {
 template <typename T, int Rank, bool Half, bool Brief>
 class Runner {
     using Sizes = Leg<Rank, Half>;
+    using Fetched = FetchedRows<Rank>;
     using Values = Few<T, 4>;
 
 public:
@@ -95,11 +92,12 @@ public:
 
     __device__ void run() {
         int step = warp_;
-        fetch(step, stage_);
+        fetch(step, stage_, sources<false>());
         commit_copies();
-        fetch(step + warps_, next_stage());
+        fetch(step + warps_, next_stage(), sources<false>());
         commit_copies();
-        for (; step < plain_legs(); step += warps_) take_leg<false>(step);
+        const int plain = plain_legs();
+        for (; step < plain; step += warps_) take_leg<false>(step);
         if (a_.directions == 2) arrive_at_cluster();
         if (step < legs()) {
             take_leg<true, true>(step);
@@ -130,65 +128,62 @@ private:
 
     __device__ unsigned next_stage() const { return 2 * Sizes::stage + Sizes::stage_bytes - stage_; }
 
-    // Begins to fetch a leg's rows and c; beyond the last token, zeros.
-    __device__ void fetch(int step, unsigned stage) const {
-        if (step < legs()) {
-            const int leg = leg_at(step), first = leg * Sizes::tokens;
-            const char* rows =
-                array(Rows) + static_cast<std::int64_t>(first) * Sizes::row_bytes + lane_.index * piece_bytes;
-            const int there = min(a_.tokens - first, Sizes::tokens) * Sizes::row_bytes - lane_.index * piece_bytes;
-            const unsigned to = memory_ + stage + place_of(lane_.index);
-            constexpr int pieces = Sizes::tokens * Sizes::row_pieces;
+    // Where a lane's copies of a leg come from: rows, c, and of 16 lanes the other direction's y, of the others z.
+    struct Sources {
+        const char *rows, *c, *gates;
+    };
+    __device__ const char* gates() const { return array(lane_.index < 16 ? OtherY : Z); }
+    template <bool Merged>
+    __device__ Sources sources() const {
+        return {array(Rows), array(C), Merged ? gates() : nullptr};
+    }
+
+    // Begins to fetch a leg's rows and c; beyond the last token, zeros; beyond the last leg, nothing.
+    __device__ void fetch(int step, unsigned stage, const Sources& from) const {
+        const bool wanted = step < legs();
+        const int leg = leg_at(step), first = leg * Sizes::tokens;
+        const char* rows = from.rows + static_cast<std::int64_t>(first) * Fetched::bytes + lane_.index * piece_bytes;
+        const int there = min(a_.tokens - first, Sizes::tokens) * Fetched::bytes - lane_.index * piece_bytes;
+        const unsigned to = memory_ + stage + Fetched::place_of(lane_.index);
+        constexpr int pieces = Sizes::tokens * Fetched::pieces;
 #pragma unroll
-            for (int k = 0; k < pieces; k += warp_size) {
-                if (k + warp_size <= pieces || k + lane_.index < pieces)
-                    copy_async_or_clear(to + place_of(k), rows + k * piece_bytes, k * piece_bytes < there);
-            }
-            if (lane_.index < 16) {
-                const int octet = octet_of(leg, piece_octet());
-                copy_async_or_clear(memory_ + stage + Sizes::c + lane_.index * piece_bytes,
-                                    piece_in(C, min(octet, last_octet_)), octet <= last_octet_);
-            }
-        }
+        for (int k = 0; k < pieces; k += warp_size)
+            copy_async_or_clear(to + Fetched::place_of(k), rows + k * piece_bytes, k * piece_bytes < there,
+                                wanted && (k + warp_size <= pieces || k + lane_.index < pieces));
+        const int octet = octet_of(leg, piece_octet());
+        copy_async_or_clear(memory_ + stage + Sizes::c + lane_.index * piece_bytes,
+                            from.c + piece_of(min(octet, last_octet_)), octet <= last_octet_,
+                            wanted && lane_.index < 16);
     }
     // Until the other direction's y are there, which a warp wants for its first leg of those that are merged. Then what
     // else that leg needs, and the next one.
     __device__ void meet(int step) const {
         if (a_.directions == 2) wait_for_cluster();
-        fetch_gates(step, stage_);
-        fetch_gates(step + warps_, next_stage());
+        fetch_gates(step, stage_, gates());
+        fetch_gates(step + warps_, next_stage(), gates());
         commit_copies();
         wait_for_copies<0>();
         __syncwarp();
     }
     // A leg's z, and the other direction's y.
-    __device__ void fetch_gates(int step, unsigned stage) const {
-        if (step < legs()) {
-            const int leg = leg_at(step);
-            const int piece = lane_.index % 16;
-            const char* from;
-            if (lane_.index < 16) {
-                from = piece_in(OtherY, min(octet_of(leg, piece_octet()), last_octet_));
-            } else {
-                const int token = leg * Sizes::tokens + (Half ? piece : piece / 2);
-                from = row_in(Z, min(token, a_.tokens - 1), a_.z_stride) + (Half ? 0 : piece % 2 * piece_bytes);
-            }
-            if (a_.directions == 2 || lane_.index >= 16)
-                copy_async(memory_ + stage + (lane_.index < 16 ? Sizes::other_y : Sizes::z) + piece * piece_bytes,
-                           from);
-        }
+    __device__ void fetch_gates(int step, unsigned stage, const char* from) const {
+        const int leg = leg_at(step);
+        const int piece = lane_.index % 16;
+        const bool takes_z = lane_.index >= 16;
+        const int token = leg * Sizes::tokens + (Half ? piece : piece / 2);
+        const std::int64_t z =
+            row_of_stride(min(token, a_.tokens - 1), a_.z_stride) + (Half ? 0 : piece % 2 * piece_bytes);
+        const std::int64_t y = piece_of(min(octet_of(leg, piece_octet()), last_octet_));
+        copy_async_or_clear(memory_ + stage + (takes_z ? Sizes::z : Sizes::other_y) + piece * piece_bytes,
+                            from + (takes_z ? z : y), true, step < legs() && (takes_z || a_.directions == 2));
     }
-    // Of a leg's values in the order of c, 16 bytes are for each of 16 lanes to copy.
+    // Of a leg's values in the order of c, and of its z, 16 bytes are for each of 16 lanes to copy.
     __device__ int piece_octet() const {
         return Half ? lane_.index % 16 / 8 : 0;
     }
-    __device__ const char* piece_in(Array which, int octet) const {
-        return array(which) + static_cast<std::int64_t>(octet) * (octet_elements * static_cast<int>(sizeof(T))) +
+    __device__ std::int64_t piece_of(int octet) const {
+        return static_cast<std::int64_t>(octet) * (octet_elements * static_cast<int>(sizeof(T))) +
                lane_.index % (Half ? 8 : 16) * piece_bytes;
-    }
-    // Where the `piece`th 16 bytes of rows lie in a stage.
-    __device__ static constexpr int place_of(int piece) {
-        return piece * piece_bytes + piece / Sizes::row_pieces * (Sizes::row_stride - Sizes::row_bytes);
     }
 
     // `First`: of the warp's legs that are merged.
@@ -213,20 +208,23 @@ private:
         }
         if constexpr (Half) forget(lane_.g);
         if constexpr (Half || !Brief) forget(lane_.q);
+        // Where arrays lie is asked for before it is wanted.
+        const Sources from = sources<Merged>();
+        char* const results = array(Merged ? MergedY : Y);
         float y[2][2];
         read(state, y);
         if constexpr (First) meet(step);
-        finish<Merged>(leg_at(step), y);
+        finish<Merged>(leg_at(step), results, y);
         __syncwarp();
-        fetch(step + 2 * warps_, stage_);
-        if constexpr (Merged) fetch_gates(step + 2 * warps_, stage_);
+        fetch(step + 2 * warps_, stage_, from);
+        if constexpr (Merged) fetch_gates(step + 2 * warps_, stage_, from.gates);
         commit_copies();
         stage_ = next_stage();
     }
 
     // The lane's row of an octet of the leg, that of step g.
     __device__ unsigned row_at(int i) const {
-        return memory_ + stage_ + (octet_in_leg(i) * octet_tokens + token_of_step(lane_.g)) * Sizes::row_stride;
+        return memory_ + stage_ + (octet_in_leg(i) * octet_tokens + token_of_step(lane_.g)) * Fetched::stride;
     }
     __device__ static Values values_at(unsigned at) {
         return {load_shared<uint2>(at)};
@@ -237,16 +235,16 @@ private:
 
     // B, and time steps and drives, to those who take them.
     __device__ void give_steps() const {
+        // Nothing is read behind the first store: the compiler would have to wait for what comes before.
+        float delta[2][2], drive[2][2], c[4], in[Sizes::octets][4];
 #pragma unroll
-        for (int i = 0; i < Sizes::octets; ++i) {
-            float in[4];
-            load_values(row_at(i) + (Rank + 4 * lane_.q) * 2, in);
-            store_shared(memory_ + Sizes::in + i * in_bytes + lane_.g * octet_states * 4 + lane_.q * 16,
-                         float4{in[0], in[1], in[2], in[3]});
-        }
-        float delta[2][2], drive[2][2], c[4];
-        project(delta);
+        for (int i = 0; i < Sizes::octets; ++i) load_values(row_at(i) + (Rank + 4 * lane_.q) * 2, in[i]);
         load_values(memory_ + stage_ + Sizes::c + lane_.index * 8, c);
+        project(delta);
+#pragma unroll
+        for (int i = 0; i < Sizes::octets; ++i)
+            store_shared(memory_ + Sizes::in + i * in_bytes + lane_.g * octet_states * 4 + lane_.q * 16,
+                         float4{in[i][0], in[i][1], in[i][2], in[i][3]});
         for_each_element([&](int i, int t) {
             delta[i][t] = softplus<false>(delta[i][t]);
             drive[i][t] = delta[i][t] * c[2 * i + t];
@@ -433,7 +431,7 @@ private:
 
     // Adds D c, merges, and stores.
     template <bool Merged>
-    __device__ void finish(int leg, float (&y)[2][2]) const {
+    __device__ void finish(int leg, char* results, float (&y)[2][2]) const {
         float c[4];
         load_values(memory_ + stage_ + Sizes::c + lane_.index * 8, c);
         const float4 biases = load_biases();
@@ -451,12 +449,12 @@ private:
             values = Values::of({y[0][0], y[0][1], y[1][0], y[1][1]});
             turn(values);
             const int token = leg * Sizes::tokens + static_cast<int>(own_row);
-            if (token < a_.tokens) values.put(row_in(MergedY, token, a_.merged_stride) + own_place() * 8);
+            if (token < a_.tokens) values.put(results + row_of_stride(token, a_.merged_stride) + own_place() * 8);
         } else {
             const int octet = octet_of(leg, own_octet());
             if (!Half || octet <= last_octet_)
                 Values::of({y[0][0], y[0][1], y[1][0], y[1][1]})
-                    .put(array(Y) + static_cast<std::int64_t>(octet) * (octet_elements * static_cast<int>(sizeof(T))) +
+                    .put(results + static_cast<std::int64_t>(octet) * (octet_elements * static_cast<int>(sizeof(T))) +
                          lane_.index % (warp_size / Sizes::octets) * 8);
         }
     }
@@ -470,9 +468,10 @@ private:
         store_shared(common_ + Sizes::places + 8 * which,
                      __cvta_generic_to_global(static_cast<const T*>(array) + element));
     }
-    __device__ char* row_in(Array which, int row, std::int64_t stride) const {
+    // Bytes from there to a row.
+    __device__ static std::int64_t row_of_stride(int row, std::int64_t stride) {
         const int bytes = static_cast<int>(stride) * static_cast<int>(sizeof(T));
-        return array(which) + static_cast<std::int64_t>(row) * bytes;
+        return static_cast<std::int64_t>(row) * bytes;
     }
 
     // What the block's warps have in common, by one of them.
@@ -516,7 +515,7 @@ private:
 template <typename T, int Rank, bool Half, bool Brief>
 __global__ void __launch_bounds__(max_warps* warp_size, 1) scan_relay_of(const __grid_constant__ Scan a) {
     extern __shared__ float4 shared[];
-    const unsigned memory = shared_address(shared);
+    const unsigned memory = kept(shared_address(shared));
     const int warps = static_cast<int>(blockDim.x) / warp_size;
     let_successor_begin();
     // One by each warp: racecheck does not follow a warp that begins several.

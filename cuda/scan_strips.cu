@@ -1,0 +1,391 @@
+// The scan by strips: as by octets (scan_octets.cu), but a warp takes half a column, eight channels. Where columns are
+// too few to fill the chip there are twice as many strips, and nothing is handed on among warps; what an octet needs
+// besides its states is prepared for each strip, so an update takes somewhat more instructions.
+//
+// Lane g = lane / 4, q = lane % 4 of a warp has the strip's channel g and of the 16 states the `q`th four. Inputs are
+// fetched two octets ahead. What C reads is a product on tensor cores for two steps at a time: rows g are the states of
+// the first one, rows g + 8 of the second.
+#include "launch.h"
+#include "lowering_rules.h"
+#include "scan_octet.cuh"
+
+namespace vimrt::cuda {
+
+namespace {
+
+constexpr int strip_channels = column_channels / 2;
+constexpr int warps_of_block = 4;
+constexpr int blocks_of_multiprocessor = 3;  // by the registers that leaves a thread
+
+template <typename T, int Rank>
+class Strip {
+    using Two = Few<T, 2>;  // a lane's of an octet: steps 2 q and 2 q + 1
+    using Four = Few<T, 4>;
+    using Rows = FetchedRows<Rank>;
+
+    // Shared memory of an octet that is prepared: B, and time steps and drives by pairs of steps, a little apart.
+    static constexpr int pair_bytes = strip_channels * 16 + 32;
+    static constexpr int octet_bytes = in_bytes + octet_tokens / 2 * pair_bytes;
+    // Of what is fetched: rows and c of one octet; of the one before it the other direction's y, and z. There is room
+    // for what lanes copy that have nothing to.
+    static constexpr int values_bytes = octet_tokens * strip_channels * 2;
+    static constexpr int values_pieces = values_bytes / piece_bytes;
+    static constexpr int row_copies = (octet_tokens * Rows::pieces + warp_size - 1) / warp_size;  // of a lane
+    static constexpr int rows_at = octet_bytes;
+    static constexpr int c_at = rows_at + Rows::place_of(row_copies * warp_size);
+    static constexpr int other_y_at = c_at + values_bytes;
+    static constexpr int z_at = other_y_at + values_bytes;
+    static constexpr int part_bytes = c_at + warp_size * piece_bytes;
+
+public:
+    static constexpr int bytes = 2 * part_bytes;  // parts for octets in turn
+
+    __device__ Strip(const Scan& a, int image, int strip, int direction, const Lane& lane, unsigned memory)
+        : a_(a),
+          lane_(lane),
+          forward_(direction == 0),
+          last_((a.tokens - 1) / octet_tokens),
+          memory_(memory),
+          row_place_(rows_at + token_of_step(lane.g) * Rows::stride + 8 * lane.q),
+          copy_place_(rows_at + Rows::place_of(lane.index)),
+          in_place_((lane.g * octet_states + 4 * lane.q) * 4),
+          steps_place_(in_bytes + lane.q * pair_bytes + lane.g * 16) {
+        const ScanDirection& d = direction_of(a, direction);
+        const int half = strip % 2, first_channel = strip * strip_channels;
+        const int channel = first_channel - half * strip_channels + channel_of_row(4 * half + lane.g % 4, lane.g / 4);
+        const std::int64_t first_row = static_cast<std::int64_t>(image) * a.tokens;
+        const std::int64_t columns_before =
+            static_cast<std::int64_t>(image) * (a.channels / column_channels) + strip / 2;
+        const int octet = forward_ ? 0 : last_, way = forward_ ? 1 : -1;
+        const std::int64_t first_value =
+            (columns_before * octets() + octet) * octet_elements + half * (octet_elements / 2);
+        const std::int64_t row = first_row + octet * octet_tokens;
+        constexpr int values_step = octet_elements * static_cast<int>(sizeof(T));
+        rows_ = place(d.projected, row * (Rows::bytes / 2)) + lane.index * piece_bytes;
+        rows_step_ = way * octet_tokens * Rows::bytes;
+        result_ = place(d.y, first_value) + own_place();
+        result_step_ = way * values_step;
+        rest_ = a.tokens - octet * octet_tokens;
+        rest_step_ = way * octet_tokens;
+        left_ = octets();
+#pragma unroll
+        for (int k = 0; k < row_copies; ++k) {
+            const int token = (lane.index + k * warp_size) / Rows::pieces;
+            row_token_[k] = token < octet_tokens ? token : never;
+        }
+        // Of c, the other direction's y, and z, a lane copies pieces of one.
+        const int piece = lane.index % values_pieces;
+        copies_ = lane.index / values_pieces;
+        values_step_ = result_step_;
+        value_token_ = -never;
+        switch (copies_) {
+            case 0:
+                values_ = place(d.c, first_value) + piece * piece_bytes;
+                break;
+            case 1:
+                values_ = place(direction_of(a, 1 - direction).y, first_value) + piece * piece_bytes;
+                break;
+            default:
+                values_ = place(a.z, (row + piece) * a.z_stride + first_channel);
+                values_step_ = way * octet_tokens * static_cast<int>(a.z_stride) * static_cast<int>(sizeof(T));
+                value_token_ = piece - rest_step_;
+                break;
+        }
+        // z and the other direction's y are fetched an octet later.
+        if (copies_ != 0) values_ -= values_step_;
+        values_late_ = copies_ == 0 ? 0 : never;
+        bias_ = d.dt_bias[channel];
+        skip_ = d.skip[channel];
+        load_floats(d.decay + channel * octet_states + 4 * lane.q, rate_);
+        const T* weight = static_cast<const T*>(d.dt_weight) + channel * Rank;
+#pragma unroll
+        for (int k = 0; k < Rank / 16; ++k) {
+            const Four of = Four::at(reinterpret_cast<const char*>(weight + 16 * k + 4 * lane.q));
+            // Zeros that the compiler does not know to be: it would write them anew for every octet.
+            const unsigned zero = static_cast<unsigned>(a.directions) / 4U;
+            weight_[k][0] = of.word(0), weight_[k][1] = zero, weight_[k][2] = of.word(1), weight_[k][3] = zero;
+        }
+    }
+
+    __device__ int octets() const {
+        return last_ + 1;
+    }
+    // Of octets on the walk, how many leave their y for the other direction to merge.
+    __device__ int plain_octets() const {
+        if (a_.directions == 1) return 0;
+        return (octets() + (forward_ ? 1 : 0)) / 2;
+    }
+
+    // Makes ready the first octet, and begins to fetch the next two.
+    __device__ void begin() {
+        fetch(memory_);
+        fetch(memory_ + part_bytes);
+        wait_for_copies<1>();
+        __syncwarp();
+        spread_and_project(memory_);
+        activate(memory_);
+        give_steps(memory_);
+        take_over();
+        __syncwarp();
+        fetch(memory_);
+        take_steps(memory_, 0);
+        find_decays(0, decay_);
+    }
+
+    // Behind the meeting, with so many octets taken: begins to fetch z and the other direction's y of the next two.
+    __device__ void begin_merging(int image, int strip, int taken) {
+        const int octet = forward_ ? taken : last_ - taken;
+        const std::int64_t row = static_cast<std::int64_t>(image) * a_.tokens + octet * octet_tokens;
+        result_ = place(a_.merged, (row + token_of_step(lane_.g)) * a_.merged_stride + strip * strip_channels +
+                                       2 * channels_pair());
+        result_step_ = rest_step_ * static_cast<int>(a_.merged_stride) * static_cast<int>(sizeof(T));
+        wait_for_copies<0>();  // of zeros to the same places
+        const bool wanted = copies_ == 2 || (copies_ == 1 && a_.directions == 2);
+        values_late_ = wanted ? -1 : copies_ == 0 ? 0 : never;
+#pragma unroll
+        for (int before = 2; before > 0; --before) {
+            copy_async_or_clear(values_at(memory_ + (before == 2 ? part_bytes - turn_ : turn_)),
+                                values_ - before * static_cast<std::int64_t>(values_step_),
+                                left_ + before > values_late_ && value_token_ < rest_ + before * rest_step_, wanted);
+        }
+        commit_copies();
+        wait_for_copies<0>();
+    }
+
+    // Takes so many octets.
+    template <bool Merged>
+    __device__ void take(int count) {
+#pragma unroll 1
+        for (; count > 0; --count) take_octet<Merged>();
+    }
+
+private:
+    __device__ int token_of_step(int step) const {
+        return forward_ ? step : octet_tokens - 1 - step;
+    }
+    // Bytes from an octet's first value of the strip, in the order of c, to the lane's.
+    __device__ int own_place() const {
+        return (lane_.g % 4 * 4 + lane_.q) * 8 + lane_.g / 4 * 4;
+    }
+    // Of the four pairs of a token's channels, the one that the lane reads and writes: such that it has, where channels
+    // and steps are exchanged, its own.
+    __device__ int channels_pair() const {
+        return lane_.q % 2 * 2 + lane_.q / 2;
+    }
+
+    __device__ static char* place(const void* array, std::int64_t element) {
+        return keep_pointer(static_cast<const char*>(array) + element * static_cast<std::int64_t>(sizeof(T)));
+    }
+
+    // Begins to fetch the rows and c of the next octet on the walk; and of the one before, where it is wanted, z and
+    // the other direction's y. Where there is nothing, zeros.
+    __device__ void fetch(unsigned to) {
+        const unsigned rows = to + copy_place_;
+#pragma unroll
+        for (int k = 0; k < row_copies; ++k)
+            copy_async_or_clear(rows + Rows::place_of(k * warp_size), rows_ + k * warp_size * piece_bytes,
+                                left_ > 0 && row_token_[k] < rest_);
+        copy_async_or_clear(values_at(to), values_, left_ > values_late_ && value_token_ < rest_);
+        commit_copies();
+        rows_ += rows_step_;
+        values_ += values_step_;
+        rest_ -= rest_step_;
+        --left_;
+    }
+    __device__ unsigned values_at(unsigned part) const {
+        return part + c_at + lane_.index * piece_bytes;
+    }
+
+    // Of making ready the octet that was fetched: B to shared memory, and x of its time steps.
+    __device__ void spread_and_project(unsigned to) {
+        const unsigned row = to + row_place_;
+        const Four values{load_shared<uint2>(row + 2 * Rank)};
+        Four low_rank[Rank / 16];
+#pragma unroll
+        for (int k = 0; k < Rank / 16; ++k) low_rank[k] = {load_shared<uint2>(row + 32 * k)};
+        next_out_ = {load_shared<uint2>(row + 2 * (Rank + octet_states))};
+        float in[4];
+        values.to_floats(in);
+        store_shared(to + in_place_, float4{in[0], in[1], in[2], in[3]});
+        float sum[4] = {bias_, bias_, 0.0F, 0.0F};
+#pragma unroll
+        for (int k = 0; k < Rank / 16; ++k)
+            multiply_add<T>(sum, weight_[k], {low_rank[k].word(0), low_rank[k].word(1)});
+        delta_[0] = sum[0], delta_[1] = sum[1];
+    }
+    __device__ static void load_two(unsigned from, float (&two)[2]) {
+        Two{load_shared<unsigned>(from)}.to_floats(two);
+    }
+    // From x to time steps, drives and D c.
+    __device__ void activate(unsigned to) {
+        float c[2];
+        load_two(to + c_at + own_place(), c);
+#pragma unroll
+        for (int t = 0; t < 2; ++t) {
+            delta_[t] = softplus<false>(delta_[t]);
+            drive_[t] = delta_[t] * c[t];
+            next_y_[t] = skip_ * c[t];
+        }
+    }
+    // Time steps and drives to those who take them.
+    __device__ void give_steps(unsigned to) const {
+        store_shared(to + steps_place_, float4{delta_[0], drive_[0], delta_[1], drive_[1]});
+    }
+    // The octet that was prepared is the one at hand.
+    __device__ void take_over() {
+#pragma unroll
+        for (int t = 0; t < 2; ++t) begin_y_[t] = next_y_[t];
+        out_ = next_out_;
+    }
+
+    __device__ void take_steps(unsigned from, int pair) {
+        const auto four = load_shared<float4>(from + in_bytes + pair * pair_bytes + lane_.g * 16);
+        step_delta_[0] = four.x, step_drive_[0] = four.y, step_delta_[1] = four.z, step_drive_[1] = four.w;
+    }
+    // exp2(Delta A log2(e)) of the `t`th token of a pair.
+    __device__ void find_decays(int t, float (&decay)[lane_states]) const {
+#pragma unroll
+        for (int n = 0; n < lane_states; ++n) decay[n] = exp2_fast(step_delta_[t] * rate_[n]);
+    }
+
+    template <bool Merged>
+    __device__ void take_octet() {
+        const unsigned here = memory_ + turn_;
+        turn_ = part_bytes - turn_;
+        // The octet behind is prepared there, and what of this one is fetched later lies there.
+        const unsigned there = memory_ + turn_;
+        wait_for_copies<1>();
+        __syncwarp();
+        float out[4], decay[2][lane_states], before[lane_states], gate[2], sum[2] = {};
+        out_.to_floats(out);
+#pragma unroll
+        for (int n = 0; n < lane_states; ++n) decay[0][n] = decay_[n];
+#pragma unroll
+        for (int t = 0; t < octet_tokens; ++t) {
+            const float drive = step_drive_[t % 2];
+            // The next token's decays are on their way while this one's states are taken on.
+            if (t % 2 == 1) take_steps(t == 7 ? there : here, (t + 1) / 2 % 4);
+            find_decays((t + 1) % 2, decay[(t + 1) % 2]);
+            const auto in = load_shared<float4>(here + t * octet_states * 4 + lane_.q * 16);
+            const float of[lane_states] = {in.x, in.y, in.z, in.w};
+#pragma unroll
+            for (int n = 0; n < lane_states; ++n) {
+                if (t % 2 == 1) before[n] = state_[n];
+                state_[n] = next_state(decay[t % 2][n], state_[n], drive, of[n]);
+            }
+            if (t % 2 == 1) {
+                float products[4] = {};
+                read_states(products, before, state_, out);
+                if (lane_.q == t / 2) sum[0] = products[0], sum[1] = products[3];
+            }
+            if (t == 0) spread_and_project(there);
+            if (t == 1) activate(there);
+            if (t == 2) {
+                give_steps(there);
+                if constexpr (Merged) find_gate(there, gate);
+            }
+            if (t == 4) __syncwarp();
+            if (t == 5) fetch(there);
+        }
+#pragma unroll
+        for (int n = 0; n < lane_states; ++n) decay_[n] = decay[0][n];
+        float y[2];
+#pragma unroll
+        for (int t = 0; t < 2; ++t) y[t] = fmaf(sum[t], uncut, begin_y_[t]);
+        if constexpr (Merged) {
+#pragma unroll
+            for (int t = 0; t < 2; ++t) y[t] *= gate[t];
+            store_merged(y);
+        } else {
+            Two::of(y).put(result_);
+        }
+        result_ += result_step_;
+        __syncwarp();
+        take_over();
+    }
+
+    // factor SiLU(z), and the other direction's y.
+    __device__ void find_gate(unsigned part, float (&gate)[2]) {
+        Two values{load_shared<unsigned>(part + z_at + token_of_step(lane_.g) * piece_bytes + channels_pair() * 4)};
+        values.word(0) = transpose(values.word(0));
+        float z[2], other[2] = {};
+        values.to_floats(z);
+        // Whose steps are the other way round.
+        if (a_.directions == 2) load_two(part + other_y_at + own_place() + (3 - 2 * lane_.q) * 8, other);
+#pragma unroll
+        for (int t = 0; t < 2; ++t) {
+            gate[t] = a_.factor * silu(z[t]);
+            begin_y_[t] += other[1 - t];
+        }
+    }
+    __device__ void store_merged(const float (&y)[2]) const {
+        Two values = Two::of(y);
+        values.word(0) = transpose(values.word(0));
+        // Four octets have been fetched since.
+        if (token_of_step(lane_.g) - 4 * rest_step_ < rest_) values.put(result_);
+    }
+
+    const Scan& a_;
+    const Lane& lane_;
+    const bool forward_;
+    const int last_;  // octet
+    const unsigned memory_;
+    const unsigned row_place_, copy_place_, in_place_, steps_place_;  // the lane's, in a part of memory
+    // Where the next octet that is fetched begins, and the one at hand, of what the lane copies and stores; and how
+    // many bytes further, or back, the next ones lie.
+    char *rows_, *values_, *result_;
+    int rows_step_, values_step_, result_step_;
+    // Tokens from the first of the octet that is fetched next to the last of all, and octets that are left to fetch.
+    int rest_, rest_step_, left_;
+    // What a lane copies: of rows pieces of these tokens; of c (0), the other direction's y (1) or z (2) a piece of a
+    // token, when so many octets are left.
+    static constexpr int never = 1 << 30;
+    int row_token_[row_copies], copies_, value_token_, values_late_;
+    float bias_, skip_;
+    unsigned weight_[Rank / 16][4];  // of dt_weight, as tensor cores take a left side whose rows g + 8 are zero
+    float rate_[lane_states], state_[lane_states] = {};
+    unsigned turn_ = 0;  // bytes from the first part of memory to that of the octet at hand
+    Four out_, next_out_;
+    float delta_[2], drive_[2], next_y_[2], begin_y_[2];
+    float step_delta_[2], step_drive_[2], decay_[lane_states];
+};
+
+template <typename T, int Rank>
+__global__ void __launch_bounds__(warps_of_block* warp_size, blocks_of_multiprocessor)
+    scan_strips_of(const __grid_constant__ Scan a) {
+    extern __shared__ float4 shared[];
+    wait_for_predecessor();
+    let_successor_begin();
+    const Lane lane(static_cast<int>(threadIdx.x));
+    const int warp = static_cast<int>(threadIdx.x) / warp_size;
+    const int strips = a.channels / strip_channels;
+    const int index = static_cast<int>(blockIdx.x) * (warps_of_block / a.directions) + warp / a.directions;
+    const bool real = index < a.batch * strips;
+    const int own = real ? index : 0;
+    Strip<T, Rank> strip(a, own / strips, own % strips, warp % a.directions, lane,
+                         shared_address(shared) + warp * Strip<T, Rank>::bytes);
+    const int plain = real ? strip.plain_octets() : 0;
+    if (real) strip.begin();
+    strip.template take<false>(plain);
+    __syncthreads();
+    if (real) strip.begin_merging(own / strips, own % strips, plain);
+    strip.template take<true>(real ? strip.octets() - plain : 0);
+}
+
+}  // namespace
+
+bool scan_strips_takes(const Scan& a) {
+    return takes_octets(a) && a.z_stride % 8 == 0;
+}
+
+void scan_strips(const Scan& a, cudaStream_t stream) {
+    with_rank(a, [&]<typename T, int Rank>() {
+        const int strips = a.batch * (a.channels / strip_channels), of_block = warps_of_block / a.directions;
+        launch("scan_strips", scan_strips_of<T, Rank>,
+               {static_cast<unsigned>((strips + of_block - 1) / of_block), warps_of_block * warp_size,
+                static_cast<std::size_t>(warps_of_block * Strip<T, Rank>::bytes), 1, false},
+               stream, a);
+    });
+}
+
+}  // namespace vimrt::cuda
