@@ -35,7 +35,8 @@ bool are_turns_taken(int warps, int chip) {
 }
 
 // Columns of all directions and images by multiprocessor, from which on another form is the best.
-constexpr double enough_for_short_relays = 2;  // of 4 warps: a multiprocessor has room for three
+constexpr double enough_for_short_relays = 2;  // of 4 warps
+constexpr int relays_of_multiprocessor = 3;    // of 4 warps: for as many there is room
 constexpr double enough_for_relays = 1;        // of 6: for two; of more tokens than a few halves are better
 constexpr int few_tokens = 1024;
 constexpr double enough_for_long_relays = 0.5;  // of 12; below, two such relays for each column
@@ -57,10 +58,15 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
     if (are_turns_taken(2 * columns, chip)) return {strips, relay, whole, wide};
     const ScanForm chunks{ScanForm::Octets, std::min(chunk_warps * chip / std::max(1, columns),
                                                      a.tokens / octet_tokens / 2 / least_chunk)};
-    ScanForm best{ScanForm::Halves, 0, 12};
+    const ScanForm halves{ScanForm::Halves, 0, 12}, short_halves{ScanForm::Halves, 0, 4};
+    ScanForm best = halves;
     if (columns >= enough_for_long_relays * chip) best = {ScanForm::Relay, 0, 12};
-    if (columns >= enough_for_relays * chip)
-        best = a.tokens <= few_tokens ? ScanForm{ScanForm::Relay, 0, 6} : ScanForm{ScanForm::Halves, 0, 12};
+    if (columns >= enough_for_relays * chip) {
+        // As many as a multiprocessor has room for, on nearly all of them.
+        const double rounds = 2.0 * columns / (relays_of_multiprocessor * chip);
+        best = rounds >= turns_taken && rounds <= 1 ? short_halves : halves;
+        if (a.tokens <= few_tokens) best = {ScanForm::Relay, 0, 6};
+    }
     if (columns >= enough_for_short_relays * chip) best = relay;
     if (chunks.chunks < enough_chunks) return {best, relay, whole, wide};
     if (columns < enough_for_long_relays * chip && a.tokens >= long_tokens) return {chunks, wide};
@@ -108,7 +114,7 @@ bool scan_takes(const Scan& a, const ScanForm& form, const DeviceProperties& dev
 std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device) {
     std::vector<ScanForm> forms{{ScanForm::Channels}, {ScanForm::Columns}, {ScanForm::Strips}};
     for (const int warps : {4, 6, 12}) forms.push_back({ScanForm::Relay, 0, warps});
-    for (const int warps : {7, 12}) forms.push_back({ScanForm::Halves, 0, warps});
+    for (const int warps : {4, 7, 12}) forms.push_back({ScanForm::Halves, 0, warps});
     for (const int chunks : {0, 1, 2, 7, 14, 28}) forms.push_back({ScanForm::Octets, chunks});
     std::erase_if(forms, [&](const ScanForm& form) { return !scan_takes(a, form, device); });
     return forms;

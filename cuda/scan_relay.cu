@@ -324,14 +324,19 @@ private:
         return all & zero_;
     }
 
-    // From what is computed ahead to the states behind each step, a token after the other.
+    // From what is computed ahead to the states behind each step, a token after the other, an octet after the other.
     __device__ static void take_on(const States (&decay)[octet_tokens], const States& before,
                                    States (&state)[octet_tokens]) {
 #pragma unroll
-        for (int t = 0; t < octet_tokens; ++t) {
-            for_each_state([&](int i, int n) {
-                state[t][i][n] = fmaf(decay[t][i][n], t == 0 ? before[i][n] : state[t - 1][i][n], state[t][i][n]);
-            });
+        for (int o = 0; o < Sizes::octets; ++o) {
+#pragma unroll
+            for (int t = 0; t < octet_tokens; ++t) {
+                for_each_state([&](int i, int n) {
+                    if (Half && i != o) return;
+                    const float first = o == 0 ? before[i][n] : state[octet_tokens - 1][0][n];
+                    state[t][i][n] = fmaf(decay[t][i][n], t == 0 ? first : state[t - 1][i][n], state[t][i][n]);
+                });
+            }
         }
     }
     // The same in a brief relay, all tokens at once.
@@ -543,9 +548,10 @@ constexpr int block_bytes(int warps) {
 constexpr int brief_from = 8;  // warps
 template <typename F>
 void with_legs(const ScanForm& form, const F& function) {
-    if (form.kind == ScanForm::Halves) return function.template operator()<true, true>();
-    if (form.warps >= brief_from) return function.template operator()<false, true>();
-    return function.template operator()<false, false>();
+    const bool brief = form.warps >= brief_from;
+    if (form.kind == ScanForm::Halves)
+        return brief ? function.template operator()<true, true>() : function.template operator()<true, false>();
+    return brief ? function.template operator()<false, true>() : function.template operator()<false, false>();
 }
 
 }  // namespace
