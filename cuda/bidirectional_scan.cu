@@ -41,9 +41,8 @@ constexpr double enough_for_relays = 1;        // of 6: for two; of more tokens 
 constexpr int few_tokens = 1024;
 constexpr double enough_for_long_relays = 0.5;  // of 12; below, two such relays for each column
 
-// Where there are no relays or no room for them, or walks of few columns are as long as this: warps by multiprocessor
-// that chunks should make, of so many octets at least, and so many of them.
-constexpr int long_tokens = 32768;
+// Where there are no relays or no room for them: warps by multiprocessor that chunks should make, of so many octets at
+// least, and so many of them.
 constexpr int chunk_warps = 14;
 constexpr int least_chunk = 20;
 constexpr int enough_chunks = 5;
@@ -69,7 +68,6 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
     }
     if (columns >= enough_for_short_relays * chip) best = relay;
     if (chunks.chunks < enough_chunks) return {best, relay, whole, wide};
-    if (columns < enough_for_long_relays * chip && a.tokens >= long_tokens) return {chunks, wide};
     return {best, chunks, relay, wide};
 }
 

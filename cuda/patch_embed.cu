@@ -17,18 +17,28 @@ namespace {
 
 constexpr int threads_per_row = 128;
 
+// Where a pixel of fp32 lies.
+__device__ const float* pixel_at(const PatchRows& a, int image, int channel, int row, int column) {
+    const std::int64_t plane = (static_cast<std::int64_t>(image) * a.channels + channel) * a.height;
+    return static_cast<const float*>(a.pixels) + (plane + row) * a.width + column;
+}
 __device__ float pixel(const PatchRows& a, int image, int channel, int row, int column) {
-    if (a.pixels_dtype == DType::F32) {
-        const std::int64_t plane = (static_cast<std::int64_t>(image) * a.channels + channel) * a.height;
-        return static_cast<const float*>(a.pixels)[(plane + row) * a.width + column];
-    }
+    if (a.pixels_dtype == DType::F32) return *pixel_at(a, image, channel, row, column);
     const std::int64_t line = static_cast<std::int64_t>(image) * a.height + row;
     const auto value = static_cast<const std::uint8_t*>(a.pixels)[(line * a.width + column) * a.channels + channel];
     return (static_cast<float>(value) / 255.0F - a.mean[channel]) / a.std[channel];
 }
 
+// So many neighbours of a patch's line are moved at a time, where all of them are fp32 and lie at multiples of 16
+// bytes; else one.
+constexpr int many_neighbours = 8;
+int neighbours(const PatchRows& a) {
+    const bool aligned = reinterpret_cast<std::uintptr_t>(a.pixels) % 16 == 0 && a.width % 4 == 0 && a.stride % 4 == 0;
+    return aligned && a.pixels_dtype == DType::F32 && a.patch_columns % many_neighbours == 0 ? many_neighbours : 1;
+}
+
 // A block gathers one token's row.
-template <typename T>
+template <typename T, int Neighbours>
 __global__ void __launch_bounds__(threads_per_row) gather(const PatchRows a) {
     const int image = static_cast<int>(blockIdx.x / static_cast<unsigned>(a.tokens));
     const int token = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.tokens));
@@ -40,12 +50,17 @@ __global__ void __launch_bounds__(threads_per_row) gather(const PatchRows a) {
 
     const int area = a.patch_rows * a.patch_columns;
     T* row = static_cast<T*>(a.rows) + static_cast<std::int64_t>(blockIdx.x) * a.channels * area;
-    for (int k = static_cast<int>(threadIdx.x); k < a.channels * area; k += threads_per_row) {
-        const int inside = k % area;
-        const float value = is_first || is_last ? 0.0F
-                                                : pixel(a, image, k / area, top + inside / a.patch_columns,
-                                                        left + inside % a.patch_columns);
-        row[k] = from_float<T>(value);
+    for (int k = static_cast<int>(threadIdx.x) * Neighbours; k < a.channels * area; k += threads_per_row * Neighbours) {
+        float values[Neighbours] = {};
+        if (!is_first && !is_last) {
+            const int channel = k / area, inside = k % area;
+            const int line = top + inside / a.patch_columns, column = left + inside % a.patch_columns;
+            if constexpr (Neighbours == 1)
+                values[0] = pixel(a, image, channel, line, column);
+            else
+                load_floats(pixel_at(a, image, channel, line, column), values);
+        }
+        store_floats(row + k, values);
     }
     const float* base = is_first ? a.first : is_last ? a.last : a.bias;
     float* start = a.start + static_cast<std::int64_t>(blockIdx.x) * a.d_model;
@@ -85,7 +100,8 @@ void add_class_tokens(Lowering& lowering, const Node& insert, PatchRows& a) {
 
 void patch_rows(const PatchRows& a, cudaStream_t stream) {
     with_storage(a.row_dtype, [&](auto type) {
-        gather<decltype(type)><<<static_cast<unsigned>(a.batch * a.tokens), threads_per_row, 0, stream>>>(a);
+        const auto kernel = neighbours(a) == 1 ? gather<decltype(type), 1> : gather<decltype(type), many_neighbours>;
+        kernel<<<static_cast<unsigned>(a.batch * a.tokens), threads_per_row, 0, stream>>>(a);
     });
 }
 

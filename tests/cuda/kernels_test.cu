@@ -349,8 +349,9 @@ TEST(between_scans_in_one) {
 TEST(patches_of_floats_and_bytes) {
     for (const DType dtype : storages) {
         for (const bool bytes : {false, true}) {
-            for (const int stride : {16, 8}) {
-                const int batch = 2, height = 53, width = 70, patch = 16, d_model = 24;
+            // Lines that begin at multiples of 16 bytes, and not.
+            for (const auto [stride, width] : {std::array<int, 2>{16, 70}, {8, 70}, {16, 72}, {8, 72}, {10, 72}}) {
+                const int batch = 2, height = 53, patch = 16, d_model = 24;
                 const int rows = (height - patch) / stride + 1, columns = (width - patch) / stride + 1;
                 const int tokens = rows * columns + 2;
                 std::vector<double> pixels = rounded(normal(product({batch, 3, height, width})), DType::F32);
