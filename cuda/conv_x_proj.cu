@@ -45,6 +45,9 @@ class Run {
     using Sizes = Layout<Features, Tokens>;
     static constexpr int threads = threads_of<Tokens>;
     static constexpr int blocks_of_8 = Features / 8;
+    // One reciprocal for four is a little faster. But one way of rounding or another moves the error of single draws by
+    // a tenth, and S with stride 8 has no tenth to spare (docs/performance.md, Right).
+    static constexpr bool is_silu_of_four = Features != 64;
 
 public:
     // `part`: which of a.split.
@@ -143,27 +146,39 @@ private:
     template <int Direction>
     __device__ void convolve(int s, const char* x_slab, const float* taps, const float* biases) const {
         const int channel = s * slab + lane_ * lane_channels;
+        // Times -log2(e), as silu_of_four() wants it.
+        constexpr float scale = is_silu_of_four ? minus_log2_e : 1.0F;
         float tap[width][lane_channels], bias[lane_channels];
         load_floats(biases + channel, bias);
 #pragma unroll
         for (int j = 0; j < width; ++j) load_floats(taps + j * a_.conv.channels + channel, tap[j]);
+#pragma unroll
+        for (int k = 0; k < lane_channels; ++k) {
+            bias[k] *= scale;
+#pragma unroll
+            for (int j = 0; j < width; ++j) tap[j][k] *= scale;
+        }
         const char* from = x_slab + first_row_ * slab_row_bytes;
         float x[warp_tokens + halo][lane_channels];
+        float c[2 * lane_channels];  // of two tokens
 #pragma unroll
         for (int i = 0; i < warp_tokens + halo; ++i) {
             const int row = i + Direction * halo;
             load_floats(reinterpret_cast<const T*>(from + row * slab_row_bytes + (lane_ * 4 ^ row % 8 * 16)), x[i]);
             const int t = i - halo;
             if (t < 0) continue;
-            float c[lane_channels];
 #pragma unroll
             for (int k = 0; k < lane_channels; ++k) {
-                float sum = bias[k];
+                float& sum = c[t % 2 * lane_channels + k];
+                sum = bias[k];
 #pragma unroll
                 for (int j = 0; j < width; ++j) sum = fmaf(tap[j][k], x[Direction == 0 ? t + j : i - j][k], sum);
-                c[k] = silu(sum);
+                if (!is_silu_of_four) sum = silu(sum);
             }
-            store_pair(t, pack_two<T>(c[0], c[1]));
+            if (t % 2 == 0) continue;
+            if (is_silu_of_four) silu_of_four(c);
+            store_pair(t - 1, pack_two<T>(c[0], c[1]));
+            store_pair(t, pack_two<T>(c[2], c[3]));
         }
         // An octet's rest is zeros (scan_elements()).
 #pragma unroll 1
