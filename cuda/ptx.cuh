@@ -80,6 +80,25 @@ __device__ inline unsigned transpose(unsigned matrix) {
     return result;
 }
 
+// Stores to global memory where `wanted`, without a branch: the compiler might move what computes the value into it,
+// and for transpose() lanes must not be apart.
+__device__ inline void store_if(bool wanted, void* to, unsigned one) {
+    asm volatile(
+        "{\n.reg .pred wanted;\n"
+        "setp.ne.b32 wanted, %2, 0;\n"
+        "@wanted st.global.b32 [%0], %1;\n}" ::"l"(to),
+        "r"(one), "r"(static_cast<int>(wanted))
+        : "memory");
+}
+__device__ inline void store_if(bool wanted, void* to, const uint2& two) {
+    asm volatile(
+        "{\n.reg .pred wanted;\n"
+        "setp.ne.b32 wanted, %3, 0;\n"
+        "@wanted st.global.v2.b32 [%0], {%1,%2};\n}" ::"l"(to),
+        "r"(two.x), "r"(two.y), "r"(static_cast<int>(wanted))
+        : "memory");
+}
+
 // Copies 16 bytes to shared memory behind the thread's back, through the second-level cache alone.
 __device__ inline void copy_async(unsigned to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(to), "l"(from) : "memory");
@@ -101,6 +120,27 @@ __device__ inline void commit_copies() {
 template <int Pending>
 __device__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+// `bytes` bytes, a multiple of 16, to the block's shared memory behind the thread's back, and tells the block's
+// barrier.
+__device__ inline void copy_bulk(unsigned to, const void* from, int bytes, unsigned barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+#endif
+}
+// What the thread wrote to shared memory before can be read by products of a warpgroup behind a barrier.
+__device__ inline void show_to_products() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// Until `threads` threads of the block, of whole warps, have come to their barrier `number`, of 16.
+__device__ inline void meet(int number, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
 // Behind begin_barrier(), for barriers that other blocks of the cluster know of.

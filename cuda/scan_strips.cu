@@ -322,7 +322,7 @@ private:
         Two values = Two::of(y);
         values.word(0) = transpose(values.word(0));
         // Four octets have been fetched since.
-        if (token_of_step(lane_.g) - 4 * rest_step_ < rest_) values.put(result_);
+        store_if(token_of_step(lane_.g) - 4 * rest_step_ < rest_, result_, values.word(0));
     }
 
     const Scan& a_;
