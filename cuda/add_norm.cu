@@ -130,6 +130,7 @@ void add_norm(const AddNorm& a, cudaStream_t stream) {
 }
 
 int lower_norm_of_sum(Lowering& lowering, int node, ValueId sum, const Target& target) {
+    if (const int taken = lower_before_scan(lowering, node, sum, target); taken > 0) return taken;
     const Node& norm = lowering.node(node);
     AddNormStep step{norm_of(lowering, node), stored_as(lowering, sum, DType::F32), {}, {}, {}};
     if (norm.output_count() == 2) {

@@ -1,13 +1,15 @@
 // bidirectional_scan with its gated_merge: convolution, projection of delta, B and C, and the scan, in three steps; in
-// two where one kernel does both of the first.
+// two where one kernel does both of the first, or those and what lies in front of them.
 //
-// The scan overwrites c with its directions' y, and x with the merged result, so that neither needs memory of its own.
+// The scan overwrites c with its directions' y, and x, or z where x is never stored, with the merged result, so that
+// neither needs memory of its own.
 #include "bidirectional_scan.h"
 
 #include <algorithm>
 #include <cmath>
 #include <optional>
 
+#include "before_scan.h"
 #include "between_scans.h"
 #include "causal_conv1d.h"
 #include "constants.h"
@@ -227,33 +229,54 @@ const float* decay_rates(Lowering& lowering, const Weight& a_log, const Sizes& s
                         static_cast<std::size_t>(sizes.channels * sizes.padded_states) * sizeof(float), fill));
 }
 
-// x_proj of every direction, one behind the other, with rows of zeros that pad delta, B and C. `fused`: with columns in
-// the order of conv_x_proj_channel().
-const void* packed_x_proj(Lowering& lowering, const Node& scan, const Sizes& sizes, bool own, bool fused, DType dtype) {
+// x_proj's weight with rows of zeros that pad delta, B and C.
+float x_proj_element(const Weight& weight, const Sizes& sizes, std::int64_t row, std::int64_t channel) {
+    std::int64_t first = 0, count = sizes.rank;  // rows of the part
+    if (row >= sizes.padded_rank) {
+        first = sizes.rank + (row - sizes.padded_rank) / sizes.padded_states * sizes.states;
+        count = sizes.states;
+        row = (row - sizes.padded_rank) % sizes.padded_states;
+    }
+    return row < count ? cpu::weight_element(weight, (first + row) * sizes.channels + channel) : 0.0F;
+}
+
+// The same of every direction, element i the one that `element_of(i)` names; in the order of `what`, a key.
+template <typename F>
+const void* packed_x_proj(Lowering& lowering, const Node& scan, const Sizes& sizes, bool own, DType dtype,
+                          const std::string& what, const F& element_of) {
     const Weight* weights[2] = {&scan.weight("x_proj.weight"), own ? &scan.weight("x_proj_b.weight") : nullptr};
+    const std::int64_t elements = (own ? 2 : 1) * sizes.row() * sizes.channels;
     const auto fill = [&](void* out) {
-        std::int64_t at = 0;
-        const auto copy_rows = [&](const Weight& weight, std::int64_t first, std::int64_t count, std::int64_t padded) {
-            for (std::int64_t row = 0; row < padded; ++row) {
-                for (std::int64_t column = 0; column < sizes.channels; ++column) {
-                    const std::int64_t channel = fused ? conv_x_proj_channel(column) : column;
-                    const std::int64_t element = (first + row) * sizes.channels + channel;
-                    store_element(out, at++, row < count ? cpu::weight_element(weight, element) : 0.0F, dtype);
-                }
-            }
-        };
-        for (const Weight* weight : weights) {
-            if (weight == nullptr) continue;
-            copy_rows(*weight, 0, sizes.rank, sizes.padded_rank);
-            copy_rows(*weight, sizes.rank, sizes.states, sizes.padded_states);
-            copy_rows(*weight, sizes.rank + sizes.states, sizes.states, sizes.padded_states);
+        for (std::int64_t i = 0; i < elements; ++i) {
+            const auto [direction, element] = element_of(i);
+            store_element(out, i, x_proj_element(*weights[direction], sizes, element.row, element.column), dtype);
         }
     };
-    const std::int64_t elements = (own ? 2 : 1) * sizes.row() * sizes.channels;
-    return engine_constant(
-        lowering,
-        "padded " + weights[0]->name + (own ? " and " + weights[1]->name : "") + (fused ? " for conv_x_proj" : ""),
-        static_cast<std::size_t>(elements) * size_of(dtype), fill);
+    return engine_constant(lowering, "padded " + weights[0]->name + (own ? " and " + weights[1]->name : "") + what,
+                           static_cast<std::size_t>(elements) * size_of(dtype), fill);
+}
+
+// One direction behind the other, features by channels. `fused`: channels in the order of conv_x_proj_channel().
+const void* x_proj_by_rows(Lowering& lowering, const Node& scan, const Sizes& sizes, bool own, bool fused,
+                           DType dtype) {
+    return packed_x_proj(lowering, scan, sizes, own, dtype, fused ? " for conv_x_proj" : "", [&](std::int64_t i) {
+        const std::int64_t row = i / sizes.channels, column = i % sizes.channels;
+        return DirectedElement{static_cast<int>(row / sizes.row()),
+                               {row % sizes.row(), fused ? conv_x_proj_channel(column) : column}};
+    });
+}
+
+// in_proj's weight in the order of before_scan().
+const void* in_weight_before_scan(Lowering& lowering, const Weight& weight, DType dtype) {
+    const std::int64_t width = weight.shape[1];
+    const auto fill = [&](void* out) {
+        for (std::int64_t i = 0; i < weight.shape.elements(); ++i) {
+            const MatrixElement element = before_scan_in_element(static_cast<int>(width), i);
+            store_element(out, i, cpu::weight_element(weight, element.row * width + element.column), dtype);
+        }
+    };
+    return engine_constant(lowering, "matrix for before_scan of " + weight.name,
+                           static_cast<std::size_t>(weight.shape.elements()) * size_of(dtype), fill);
 }
 
 // dt_proj's weight as (channels, padded rank).
@@ -331,6 +354,21 @@ void run_between_scans(const void* parameters, const Frame& frame) {
     between_scans(a, stream_of(frame));
 }
 
+struct BeforeScanStep {
+    ConvXProjStep behind;
+    BeforeScan fixed;
+    Operand residual, z;
+};
+
+void run_before_scan(const void* parameters, const Frame& frame) {
+    const auto& step = *static_cast<const BeforeScanStep*>(parameters);
+    BeforeScan a = step.fixed;
+    a.residual = frame.at<float>(step.residual);
+    a.z = address(frame, step.z);
+    a.behind = conv_x_proj_of(step.behind, frame);
+    before_scan(a, stream_of(frame));
+}
+
 struct ScanStep {
     Scan fixed;
     ScanForm form;
@@ -399,7 +437,22 @@ struct NodesBetween {
     int scan = -1;  // node
 };
 
-// Those from node `node` on, where all that is between them is read by the next alone.
+// Fills in those behind the norm, node `at`, where all that is between them is read by the next alone; else false.
+bool find_nodes_behind_norm(const Lowering& lowering, int at, NodesBetween& nodes) {
+    if (nodes.norm->output_count() != 2 || !nodes.norm->is("norm", "rms") || nodes.norm->has_weight("bias") ||
+        !lowering.feeds_next(at, nodes.norm->output(0), "linear"))
+        return false;
+    nodes.in_proj = &lowering.node(++at);
+    if (nodes.in_proj->has_weight("bias") || !lowering.feeds_next(at, nodes.in_proj->output(0), "split")) return false;
+    const Node& split = lowering.node(++at);
+    if (split.output_count() != 2 || !lowering.feeds_next(at, split.output(0), "bidirectional_scan")) return false;
+    nodes.scan = at + 1;
+    nodes.z = split.output(1);
+    const Node* merge = merge_behind(lowering, nodes.scan);
+    return merge != nullptr && merge->input(merge->input_count() - 1) == nodes.z;
+}
+
+// Those from node `node` on, an out_proj or the first norm, likewise.
 std::optional<NodesBetween> nodes_between(const Lowering& lowering, int node) {
     NodesBetween nodes;
     int at = node;
@@ -419,17 +472,7 @@ std::optional<NodesBetween> nodes_between(const Lowering& lowering, int node) {
         if (nodes.norm->input_count() != 1) return {};
         nodes.residual = nodes.norm->input(0);
     }
-    if (nodes.norm->output_count() != 2 || !nodes.norm->is("norm", "rms") || nodes.norm->has_weight("bias") ||
-        !lowering.feeds_next(at, nodes.norm->output(0), "linear"))
-        return {};
-    nodes.in_proj = &lowering.node(++at);
-    if (nodes.in_proj->has_weight("bias") || !lowering.feeds_next(at, nodes.in_proj->output(0), "split")) return {};
-    const Node& split = lowering.node(++at);
-    if (split.output_count() != 2 || !lowering.feeds_next(at, split.output(0), "bidirectional_scan")) return {};
-    nodes.scan = at + 1;
-    nodes.z = split.output(1);
-    const Node* merge = merge_behind(lowering, nodes.scan);
-    if (merge == nullptr || merge->input(merge->input_count() - 1) != nodes.z) return {};
+    if (!find_nodes_behind_norm(lowering, at, nodes)) return {};
     return nodes;
 }
 
@@ -491,8 +534,9 @@ public:
         step.z = lowering_.write(nodes.z, target_.dtype);
         describe();
         choose();
+        place_merged_without_x();
         place();
-        fused_.weight = packed_x_proj(lowering_, scan_, sizes_, own_, true, target_.dtype);
+        fused_.weight = x_proj_by_rows(lowering_, scan_, sizes_, own_, true, target_.dtype);
         step.behind = {conv_, fused_, projected_};
         // Named after all nodes whose products it computes.
         const std::string behind = nodes.in_proj->name() + ", " + scan_.name();
@@ -501,6 +545,36 @@ public:
                  : "norm+linear+causal_conv1d+x_proj " + behind;
         lowering_.step(name.c_str(), run_between_scans, step, {adds ? step.y : step.residual, step.residual},
                        {adds ? step.sum : step.z, step.z, c_, projected_});
+        lower_scan();
+        return true;
+    }
+
+    // The same where the norm is of nodes.residual alone, for many tokens.
+    bool lower_behind_norm(const NodesBetween& nodes, int norm) {
+        describe_conv();
+        BeforeScanStep step;
+        step.fixed.width = static_cast<int>(columns_of(lowering_, nodes.residual));
+        step.fixed.behind.conv = conv_.fixed;
+        step.fixed.behind.features = static_cast<int>(sizes_.row());
+        if (!before_scan_takes(step.fixed, target_.device) || !is_free(lowering_, norm, nodes.residual, DType::F32))
+            return false;
+        step.fixed.octets = before_scan_octets(step.fixed, target_.device);
+        if (step.fixed.octets == 0) return false;
+        step.residual = lowering_.read(nodes.residual);
+        lowering_.in_place(nodes.norm->output(1), nodes.residual);
+        step.fixed.norm_weight = float_vector(lowering_, nodes.norm->weight("weight"));
+        step.fixed.eps = static_cast<float>(nodes.norm->number("eps"));
+        step.fixed.in_weight = in_weight_before_scan(lowering_, nodes.in_proj->weight("weight"), target_.dtype);
+        step.z = lowering_.write(nodes.z, target_.dtype);
+        describe();
+        choose();
+        place_merged_without_x();
+        place();
+        fused_.weight = packed_x_proj(lowering_, scan_, sizes_, own_, target_.dtype, " for before_scan",
+                                      [&](std::int64_t i) { return before_scan_x_proj_element(fused_.features, i); });
+        step.behind = {conv_, fused_, projected_};
+        const std::string name = "norm+linear+causal_conv1d+x_proj " + nodes.in_proj->name() + ", " + scan_.name();
+        lowering_.step(name.c_str(), run_before_scan, step, {step.residual}, {step.z, c_, projected_});
         lower_scan();
         return true;
     }
@@ -527,11 +601,22 @@ private:
         if (merge_ == nullptr) return;
         step_.z = stored_as(lowering_, merge_->input(merge_->input_count() - 1), target_.dtype, true);
         step_.fixed.z_stride = step_.z.row_stride;
+        if (x_.buffer < 0) return;  // place_merged_without_x()
         const ValueId x = scan_.input(0);
-        const bool in_place =
-            x_.buffer >= 0 && lowering_.read(x).buffer == x_.buffer && may_overwrite(lowering_, node_, x);
+        const bool in_place = lowering_.read(x).buffer == x_.buffer && may_overwrite(lowering_, node_, x);
         step_.merged =
             in_place ? lowering_.in_place(merge_->output(0), x) : lowering_.write(merge_->output(0), target_.dtype);
+        step_.fixed.merged_stride = step_.merged.row_stride;
+    }
+    // Where x is never stored: in the place of z, as whoever writes a token's result has read its z. But strips, of
+    // which two share a sector of memory, are a twentieth slower then.
+    void place_merged_without_x() {
+        if (merge_ == nullptr || x_.buffer >= 0) return;
+        const ValueId z = merge_->input(merge_->input_count() - 1);
+        const bool in_place = step_.form.kind != ScanForm::Strips && lowering_.read(z).buffer == step_.z.buffer &&
+                              lowering_.feeds_next(node_, z, "gated_merge");
+        step_.merged =
+            in_place ? lowering_.in_place(merge_->output(0), z) : lowering_.write(merge_->output(0), target_.dtype);
         step_.fixed.merged_stride = step_.merged.row_stride;
     }
 
@@ -600,7 +685,7 @@ private:
     }
 
     void lower_conv_and_projection() {
-        const void* weight = packed_x_proj(lowering_, scan_, sizes_, own_, is_fused_, target_.dtype);
+        const void* weight = x_proj_by_rows(lowering_, scan_, sizes_, own_, is_fused_, target_.dtype);
         if (is_fused_) {
             fused_.weight = weight;
             lowering_.step(step_name("causal_conv1d+x_proj", scan_).c_str(), run_conv_x_proj,
@@ -645,6 +730,16 @@ private:
 
 int lower_bidirectional_scan(Lowering& lowering, int node, const Target& target) {
     return ScanLowering(lowering, node, target).lower();
+}
+
+int lower_before_scan(Lowering& lowering, int node, ValueId sum, const Target& target) {
+    NodesBetween nodes;
+    nodes.norm = &lowering.node(node);
+    nodes.residual = sum;
+    if (target.parts || !find_nodes_behind_norm(lowering, node, nodes) ||
+        !ScanLowering(lowering, nodes.scan, target).lower_behind_norm(nodes, node))
+        return 0;
+    return nodes.scan + 2 - node;
 }
 
 int lower_between_scans(Lowering& lowering, int node, const Target& target) {

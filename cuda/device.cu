@@ -102,6 +102,20 @@ int count_devices() {
 
 __global__ void probe() {}
 
+// Which code the device runs is told by how many threads it allows.
+constexpr int threads_with_products = 128;
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+__global__ void __launch_bounds__(threads_with_products) probe_products() {}
+#else
+__global__ void __launch_bounds__(2 * threads_with_products) probe_products() {}
+#endif
+
+bool runs_warpgroup_products() {
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, probe_products), "the device's code cannot be queried");
+    return attributes.maxThreadsPerBlock == threads_with_products;
+}
+
 }  // namespace
 
 bool runs_code_of_hopper() {
@@ -146,7 +160,8 @@ DeviceProperties find_device(int index) {
             found.multiProcessorCount,
             found.l2CacheSize,
             static_cast<int>(found.sharedMemPerBlockOptin),
-            runs_code_of_hopper()};
+            runs_code_of_hopper(),
+            runs_warpgroup_products()};
 }
 
 }  // namespace vimrt::cuda

@@ -95,8 +95,9 @@ struct DeviceProperties {
     int compute_capability = 0;  // 90 for 9.0
     int multiprocessors = 0;
     int l2_bytes = 0;
-    int shared_bytes_per_block = 0;  // the most a block can opt in to
-    bool clusters = false;           // runs_code_of_hopper(): blocks of a cluster see each other's shared memory
+    int shared_bytes_per_block = 0;   // the most a block can opt in to
+    bool clusters = false;            // runs_code_of_hopper(): blocks of a cluster see each other's shared memory
+    bool warpgroup_products = false;  // runs code compiled for 9.0a, which has warpgroup.cuh's instructions
 };
 
 // Throws DeviceError unless there are a driver, new enough, and the device `index`, and this build has code for it.

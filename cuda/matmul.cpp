@@ -163,12 +163,13 @@ void lower_matmul(Lowering& lowering, const Target& target, const std::string& n
     shape.out_alignment = alignment_of({out.offset * out_bytes, shape.out_batch_stride * out_bytes});
 
     MatmulStep step{target.algorithms->choose(shape), in, out, {}, weight, bias};
+    const Operand& added_to = shape.accumulate ? out : in;
     if (step.matmul.workspace_bytes == 0) {
-        lowering.step(name.c_str(), run_step, step, {in, out}, {out});
+        lowering.step(name.c_str(), run_step, step, {in, added_to}, {out});
         return;
     }
     step.workspace = lowering.scratch(step.matmul.workspace_bytes);
-    lowering.step(name.c_str(), run_step, step, {in, out}, {out, step.workspace});
+    lowering.step(name.c_str(), run_step, step, {in, added_to}, {out, step.workspace});
 }
 
 void lower_product(Lowering& lowering, const Target& target, const char* what, const Node& node, MatmulShape shape,

@@ -152,6 +152,18 @@ def test_few_tokens_take_one_kernel_between_scans(tmp_path: Path) -> None:
     np.testing.assert_array_equal(half.run(images, outputs=outputs)["logits"], found["logits"])
 
 
+def test_many_tokens_take_one_kernel_in_front_of_a_scan(tmp_path: Path) -> None:
+    engine, _ = exported(VIM_TINY, 1, tmp_path)
+    half, full = on_gpu(engine, "fp16"), on_gpu(engine, "fp32")
+    if torch.cuda.get_device_capability() == (9, 0):
+        names = [step["name"].split()[0] for step in half.program(32, (224, 224))["steps"]]
+        assert names.count("norm+linear+causal_conv1d+x_proj") == names.count("scan+merge") == 24
+    outputs = ["layers.4.normed", "layers.7.residual", "layers.9.z", "logits"]
+    images = random_images(32, 224, 224, 2).numpy()
+    found, truth = half.run(images, outputs=outputs), full.run(images, outputs=outputs)
+    assert all(relative_error(found[name], torch.from_numpy(truth[name])) <= 2e-3 for name in outputs)
+
+
 @pytest.mark.parametrize("depth", [96, 384, 448])
 @pytest.mark.parametrize("tokens", [1, 50])
 def test_products_in_front_of_a_scan_may_have_any_depth(depth: int, tokens: int, tmp_path: Path) -> None:

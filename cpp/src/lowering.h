@@ -62,7 +62,8 @@ public:
     // True when `value` is read by node `node` + 1 alone, that node's operator is `op`, and nobody asked for the value
     // as an output: the two nodes may be computed together, and `value` need not exist.
     bool feeds_next(int node, ValueId value, const char* op) const;
-    // True when no node after `index` reads `value` and nobody asked for it: its storage may be overwritten.
+    // True when no node after `index` reads `value`: its storage may be overwritten. If it was asked for, it has been
+    // copied by then, unless the node that computes it is lowered together with `index`.
     bool last_read_at(ValueId value, int index) const;
 
     Operand read(ValueId value);  // the data of a value that exists

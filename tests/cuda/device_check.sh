@@ -47,6 +47,7 @@ if wanted sanitizer; then
         sanitized norms "$build/tests/cuda/kernels_test" add_norm
         sanitized parts "$build/tests/cuda/kernels_test" parts_of_operands
         sanitized between-scans "$build/tests/cuda/kernels_test" between_scans
+        sanitized before-scan "$build/tests/cuda/kernels_test" before_scan
         sanitized convolution "$build/tests/cuda/kernels_test" convolution_and_projection
         sanitized scan-rows "$build/tests/cuda/scan_test" one_direction
         # One form in a process: racecheck takes a barrier of one kernel and plain memory of the next for a race.

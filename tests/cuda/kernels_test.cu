@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "add_norm.h"
+#include "before_scan.h"
 #include "between_scans.h"
 #include "bidirectional_scan.h"
 #include "causal_conv1d.h"
@@ -268,70 +269,95 @@ TEST(convolution_and_projection_in_one) {
     }
 }
 
+// What lies between a residual and a scan: norm, in_proj, convolution and x_proj, for the kernels that do all of it.
+struct ScanFront {
+    ScanFront(DType storage, int columns, int batch, int tokens)
+        : dtype(storage),
+          width(columns),
+          rows(std::int64_t{batch} * tokens),
+          half(static_cast<std::size_t>(batch * scan_elements(tokens, inner, ScanOrder::Octets))),
+          convolution(dtype, 4, tokens, inner, true, batch),
+          residual(rounded(normal(product({rows, width}), 1.0, 0.2), DType::F32)),
+          norm_weight(rounded(normal(static_cast<std::size_t>(width), 0.2, 1.0), DType::F32)),
+          in_weight(rounded(normal(product({2 * inner, width}), 0.1), dtype)),
+          x_proj(rounded(normal(product({2, features, inner}), 0.1), dtype)),
+          device_residual(residual, DType::F32),
+          device_norm(norm_weight, DType::F32),
+          z(product({rows, inner}), dtype),
+          projected(product({2, rows, features}), dtype),
+          octets(2 * half, dtype) {
+        behind.conv = convolution.a;
+        behind.conv.x = nullptr;
+        behind.conv.forward = octets.data();
+        behind.conv.backward = octets.at(half);
+        behind.projected = projected.data();
+        behind.features = features;
+    }
+
+    // `sum`: the residual that is normalised.
+    void check(const std::vector<double>& sum) {
+        const auto depth = static_cast<std::size_t>(width);
+        std::vector<double> normed(sum.size());
+        for (std::size_t i = 0; i < normed.size(); i += depth)
+            norm_row(&sum[i], width, norm_weight, nullptr, 1e-5, false, &normed[i]);
+        const auto xz = times_transposed(rounded(normed, dtype), in_weight, depth);
+        std::vector<double> expected_z;
+        for (auto row = xz.begin(); row != xz.end(); row += 2 * inner)
+            expected_z.insert(expected_z.end(), row + inner, row + 2 * inner);
+        CHECK(relative_error(z.values(), expected_z) <= tolerance(dtype));
+        const std::vector<double> c = rows_of_octets(octets.values(), behind.conv);
+        convolution.x = xz;  // never stored
+        CHECK(relative_error(c, convolution.expected()) <= 2 * tolerance(dtype));
+        CHECK(relative_error(projected.values(), projected_of(c, x_proj, inner)) <= tolerance(dtype));
+    }
+
+    DType dtype;
+    int width;
+    int inner = 2 * width;
+    int features = width == 192 ? 48 : 64;
+    std::int64_t rows;
+    std::size_t half;  // elements of a direction of c
+    Convolution convolution;
+    std::vector<double> residual, norm_weight, in_weight, x_proj;
+    DeviceArray device_residual, device_norm, z, projected, octets;
+    ConvXProj behind;  // without its weight
+};
+
 // `adds`: with an out_proj in front.
 void check_between_scans(DType dtype, int width, int batch, int tokens, bool adds) {
-    const int inner = 2 * width;
-    const int features = width == 192 ? 48 : 64;
-    const auto depth = static_cast<std::size_t>(width);
-    const std::int64_t rows = std::int64_t{batch} * tokens;
-    Convolution convolution(dtype, 4, tokens, inner, true, batch);
+    ScanFront front(dtype, width, batch, tokens);
+    const int inner = front.inner;
     const std::int64_t y_stride = inner + 8;
-    auto y = rounded(normal(product({rows, y_stride})), dtype);
-    const DeviceArray device_y(y, dtype);
-    const auto residual = rounded(normal(product({rows, width}), 1.0, 0.2), DType::F32);
-    const auto norm_weight = rounded(normal(depth, 0.2, 1.0), DType::F32);
+    const auto y = rounded(normal(product({front.rows, y_stride})), dtype);
     const auto out_weight = rounded(normal(product({width, inner}), 0.05), dtype);
-    const auto in_weight = rounded(normal(product({2 * inner, width}), 0.1), dtype);
-    const auto x_proj = rounded(normal(product({2, features, inner}), 0.1), dtype);
-    const DeviceArray device_residual(residual, DType::F32), device_norm(norm_weight, DType::F32);
-    const DeviceArray device_out(out_weight, dtype), device_in(in_weight, dtype),
-        device_x_proj(in_conv_x_proj_order(x_proj, inner), dtype);
-    const DeviceArray sum(residual.size(), DType::F32), z(product({rows, inner}), dtype);
-    const DeviceArray projected(product({2, rows, features}), dtype);
-    const auto half = static_cast<std::size_t>(batch * scan_elements(tokens, inner, ScanOrder::Octets));
-    const DeviceArray octets(2 * half, dtype);
+    const DeviceArray device_y(y, dtype), device_out(out_weight, dtype), device_in(front.in_weight, dtype),
+        device_x_proj(in_conv_x_proj_order(front.x_proj, inner), dtype), sum(front.residual.size(), DType::F32);
     BetweenScans a;
     if (adds) a.y = device_y.data(), a.sum = sum.floats(), a.out_weight = device_out.data();
     a.y_stride = y_stride;
-    a.residual = device_residual.floats();
-    a.norm_weight = device_norm.floats();
+    a.residual = front.device_residual.floats();
+    a.norm_weight = front.device_norm.floats();
     a.eps = 1e-5F;
     a.in_weight = device_in.data();
-    a.z = z.data();
-    a.behind.conv = convolution.a;
-    a.behind.conv.x = nullptr;
-    a.behind.conv.forward = octets.data();
-    a.behind.conv.backward = octets.at(half);
+    a.z = front.z.data();
+    a.behind = front.behind;
     a.behind.weight = device_x_proj.data();
-    a.behind.projected = projected.data();
-    a.behind.features = features;
     a.width = width;
     CHECK(between_scans_takes(a, find_device(0)));
     a.shared_bytes = between_scans_shared_bytes(a, find_device(0));
     between_scans(a, nullptr);
     require(cudaGetLastError());
 
-    std::vector<double> expected_sum = residual;
+    std::vector<double> expected = front.residual;
     if (adds) {
         std::vector<double> dense;
-        for (std::int64_t row = 0; row < rows; ++row)
+        for (std::int64_t row = 0; row < front.rows; ++row)
             dense.insert(dense.end(), y.begin() + row * y_stride, y.begin() + row * y_stride + inner);
-        const auto product = times_transposed(dense, out_weight, 2 * depth);
-        for (std::size_t i = 0; i < product.size(); ++i) expected_sum[i] += product[i];
-        CHECK(relative_error(sum.values(), expected_sum) <= 1e-6);
+        const auto products = times_transposed(dense, out_weight, static_cast<std::size_t>(inner));
+        for (std::size_t i = 0; i < products.size(); ++i) expected[i] += products[i];
+        CHECK(relative_error(sum.values(), expected) <= 1e-6);
     }
-    std::vector<double> normed(expected_sum.size());
-    for (std::size_t i = 0; i < normed.size(); i += depth)
-        norm_row(&expected_sum[i], width, norm_weight, nullptr, 1e-5, false, &normed[i]);
-    const auto xz = times_transposed(rounded(normed, dtype), in_weight, depth);
-    std::vector<double> expected_z;
-    for (auto row = xz.begin(); row != xz.end(); row += 2 * inner)
-        expected_z.insert(expected_z.end(), row + inner, row + 2 * inner);
-    CHECK(relative_error(z.values(), expected_z) <= tolerance(dtype));
-    const std::vector<double> c = rows_of_octets(octets.values(), a.behind.conv);
-    convolution.x = xz;  // never stored
-    CHECK(relative_error(c, convolution.expected()) <= 2 * tolerance(dtype));
-    CHECK(relative_error(projected.values(), projected_of(c, x_proj, inner)) <= tolerance(dtype));
+    front.check(expected);
 }
 
 TEST(between_scans_in_one) {
@@ -341,6 +367,48 @@ TEST(between_scans_in_one) {
             for (const bool adds : {true, false}) {
                 for (const int tokens : {1, 2, 7, 13, 16, 17, 18, 29, 197})
                     check_between_scans(dtype, width, tokens == 197 ? 1 : 3, tokens, adds);
+            }
+        }
+    }
+}
+
+void check_before_scan(DType dtype, int width, int octets, int batch, int tokens) {
+    ScanFront front(dtype, width, batch, tokens);
+    std::vector<double> in_weight, x_proj;
+    for (std::size_t i = 0; i < front.in_weight.size(); ++i) {
+        const auto [row, column] = before_scan_in_element(width, static_cast<std::int64_t>(i));
+        in_weight.push_back(front.in_weight[static_cast<std::size_t>(row * width + column)]);
+    }
+    for (std::size_t i = 0; i < front.x_proj.size(); ++i) {
+        const auto [direction, element] = before_scan_x_proj_element(front.features, static_cast<std::int64_t>(i));
+        x_proj.push_back(front.x_proj[static_cast<std::size_t>(
+            (direction * front.features + element.row) * front.inner + element.column)]);
+    }
+    const DeviceArray device_in(in_weight, dtype), device_x_proj(x_proj, dtype);
+    BeforeScan a;
+    a.residual = front.device_residual.floats();
+    a.norm_weight = front.device_norm.floats();
+    a.eps = 1e-5F;
+    a.in_weight = device_in.data();
+    a.z = front.z.data();
+    a.behind = front.behind;
+    a.behind.weight = device_x_proj.data();
+    a.width = width;
+    a.octets = octets;
+    CHECK(before_scan_takes(a, find_device(0)));
+    before_scan(a, nullptr);
+    require(cudaGetLastError());
+    front.check(front.residual);
+}
+
+TEST(before_scan_in_one) {
+    if (!find_device(0).warpgroup_products) return;
+    for (const DType dtype : {DType::F16, DType::BF16}) {
+        for (const int width : {192, 384}) {
+            for (const int octets : before_scan_runs) {
+                if (width == 384 && octets != 9) continue;
+                for (const int tokens : {1, 7, 8, 9, 71, 72, 73, 103, 104, 105, 113, 197, 211})
+                    check_before_scan(dtype, width, octets, tokens > 100 ? 1 : 3, tokens);
             }
         }
     }

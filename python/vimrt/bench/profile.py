@@ -132,7 +132,10 @@ def _step_of(part: str, names: Sequence[str], candidates: Iterable[int]) -> int 
 
 
 def _buffer_bytes(step: Mapping[str, Any], buffers: Sequence[Mapping[str, Any]]) -> int:
-    """Bytes read and written: a buffer that is both counts twice, one that lives in this step alone not at all."""
+    """Bytes read and written: a buffer that is both counts twice, one that lives in this step alone not at all.
+
+    A buffer counts whole, also where a step reads a part of its rows, as of x and z side by side.
+    """
     touched = [*dict.fromkeys(step["reads"]), *dict.fromkeys(step["writes"])]
     lasting = (buffers[i] for i in touched)
     return sum(buffer["size"] for buffer in lasting if buffer["offset"] < 0 or buffer["end"] - buffer["begin"] > 1)

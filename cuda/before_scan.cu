@@ -1,0 +1,553 @@
+// Norm, in_proj, convolution and x_proj in one kernel.
+//
+// A block owns a run of octets of an image. It normalises the run's tokens, with three before and behind them, and keeps
+// them in shared memory. Three warpgroups then take the channels in turn, 64 at a time: a product has channels as rows
+// and tokens as columns, in an order such that a lane has of two channels a quarter of the run's tokens, one behind the
+// other, and the three before and behind them. So it has in registers whatever it convolves. c of both directions goes
+// to shared memory, and from there to memory as the scan takes it. z's products are computed while the other groups
+// come to an end with theirs; then all warps add up x_proj's products with the channels of all groups, each some
+// features of some octets. Weights come by bulk copies, some panels ahead.
+#include "before_scan.h"
+
+#include <algorithm>
+
+#include "activations.h"
+#include "launch.h"
+#include "lowering_rules.h"
+#include "scan_octet.cuh"
+#include "warpgroup.cuh"
+
+namespace vimrt::cuda {
+
+namespace {
+
+constexpr int groups = 3;
+constexpr int group_warps = warpgroup_size / warp_size;
+constexpr int threads = groups * warpgroup_size;
+constexpr int warps = threads / warp_size;
+constexpr int slab_channels = warpgroup_rows;
+constexpr int taps = 4;
+constexpr int halo = taps - 1;
+constexpr int quarters = 4;  // of a run, for a lane each
+constexpr int tile = 16;     // rows and depth of a product by a warp
+constexpr int block_bytes = 128;  // of eight rows of 16 bytes, 8 channels by 8 steps
+constexpr int panel_row_bytes = panel_depth * 2;
+constexpr int weight_panel_bytes = warpgroup_rows * panel_row_bytes;
+
+// `Octets`: of a run.
+template <int Width, int Octets>
+struct Sizes {
+    static constexpr int features = Width == 192 ? 48 : 64;
+    static constexpr int octets = Octets;
+    static constexpr int slots = Width == 192 ? 3 : 4;  // of a group, for panels of weights
+
+    static constexpr int channels = 2 * Width;
+    static constexpr int slabs = channels / slab_channels;
+    static constexpr int rounds = slabs / groups;
+    // A quarter's pairs of tokens are as many as octets of all quarters. With the halo it has 2 blocks tokens.
+    static constexpr int pairs = octets;
+    static constexpr int blocks = pairs + halo;
+    static constexpr int rows = quarters * 2 * blocks;
+    static_assert(octets % 4 == 1, "place_of_pair()");
+    static constexpr int panels = Width / panel_depth;
+    static constexpr int group_panels = rounds * 2 * panels;
+
+    // In x_proj a direction's warps share out features, in tiles, and octets.
+    static constexpr int feature_tiles = features / tile;
+    static constexpr int octet_parts = Width == 192 ? 2 : 3;
+    static constexpr int feature_parts = warps / 2 / octet_parts;
+    static constexpr int warp_tiles = feature_tiles / feature_parts;
+    static constexpr int warp_octets = (octets + octet_parts - 1) / octet_parts;
+    static_assert(warp_octets % 2 == 1, "project()");
+    static_assert(octet_parts * feature_parts * 2 == warps && warp_tiles * feature_parts == feature_tiles);
+
+    static constexpr int panel_bytes = rows * panel_row_bytes;  // of the normalised rows
+    static constexpr int c_direction_bytes = slab_channels / 8 * octets * block_bytes;
+    static constexpr int c_bytes = 2 * c_direction_bytes;
+
+    // In shared memory: the normalised rows; of each group its slots and c of a slab; barriers of each group's slots,
+    // and of all.
+    static constexpr int weights = panels * panel_bytes;
+    static constexpr int c = weights + groups * slots * weight_panel_bytes;
+    static constexpr int barriers = c + groups * c_bytes;
+    static constexpr int common_barriers = barriers + groups * slots * 8;
+    static constexpr int bytes = common_barriers + 2 * 8;
+    static_assert(slots <= group_panels);
+};
+
+template <typename T, int Width, int Octets>
+class Run {
+    using S = Sizes<Width, Octets>;
+    using Sums = float[S::blocks][4];
+
+public:
+    // `first`: octet.
+    __device__ Run(const BeforeScan& a, int image, int first, unsigned shared)
+        : a_(a),
+          image_(image),
+          first_(first),
+          // The compiler is to know that these are the same for all lanes: warpgroups' products must not lie behind
+          // branches that it takes for divergent.
+          group_(__shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / warpgroup_size, 0)),
+          warp_(__shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / warp_size % group_warps, 0)),
+          lane_(static_cast<int>(threadIdx.x)),
+          leads_(threadIdx.x % warpgroup_size == 0),
+          shared_(shared),
+          slots_(shared + S::weights + group_ * S::slots * weight_panel_bytes),
+          c_(shared + S::c + group_ * S::c_bytes + warp_ * 2 * S::octets * block_bytes),
+          barriers_(shared + S::barriers + group_ * S::slots * 8) {}
+
+    __device__ void take() {
+        begin_copies();
+        wait_for_predecessor();
+        normalise();
+        show_to_products();
+        __syncthreads();
+        Sums sum;
+        for (int round = 0; round < S::rounds; ++round) {
+            multiply(sum);
+            if (round > 0) wait_at(c_is_read(), round % 2 ^ 1);
+            convolve(round, sum);
+            arrive_at(c_is_there());
+            __syncwarp();
+            store_octets<0>(round);
+            store_octets<1>(round);
+            multiply(sum);
+            store_z(round, sum);
+            project(round);
+        }
+        store_projected();
+        __syncthreads();
+        end_barriers();
+    }
+
+private:
+    __device__ int tokens() const { return a_.behind.conv.tokens; }
+    __device__ int last_octet() const { return (tokens() - 1) / octet_tokens; }
+    __device__ int octets() const { return min(S::octets, last_octet() + 1 - first_); }
+    __device__ void meet_group() const { meet(1 + group_, warpgroup_size); }
+
+    __device__ unsigned slot_barrier(int slot) const { return barriers_ + slot * 8; }
+    // At which all threads arrive: with c of a round, and behind x_proj's products with it.
+    __device__ unsigned c_is_there() const { return shared_ + S::common_barriers; }
+    __device__ unsigned c_is_read() const { return shared_ + S::common_barriers + 8; }
+
+    // Weights do not depend on the kernels before.
+    __device__ void begin_copies() {
+        if (threadIdx.x == 0) begin_barrier(c_is_there(), threads), begin_barrier(c_is_read(), threads);
+        if (leads_) {
+            for (int i = 0; i < S::slots; ++i) begin_barrier(slot_barrier(i), 1);
+            announce_barriers();
+            for (int i = 0; i < S::slots; ++i) fetch_panel();
+        }
+    }
+    __device__ void end_barriers() const {
+        if (threadIdx.x == 0) end_barrier(c_is_there()), end_barrier(c_is_read());
+        if (leads_) {
+            for (int i = 0; i < S::slots; ++i) end_barrier(slot_barrier(i));
+        }
+    }
+    // The next panel of weights, of those of the group's slabs in the order in which it takes them.
+    __device__ void fetch_panel() {
+        if (fetched_ >= S::group_panels) return;
+        constexpr int slab_panels = 2 * S::panels;
+        const int panel = (fetched_ / slab_panels * groups + group_) * slab_panels + fetched_ % slab_panels;
+        const int slot = fetched_++ % S::slots;
+        expect_bytes(slot_barrier(slot), weight_panel_bytes);
+        copy_bulk(slots_ + slot * weight_panel_bytes, static_cast<const char*>(a_.in_weight) + panel * weight_panel_bytes,
+                  weight_panel_bytes, slot_barrier(slot));
+    }
+
+    // The run's rows to shared memory; zeros where there is no token. A warp takes two tokens, which are neighbours in
+    // memory and in rows 2 pair and one on: of the sums' columns 8 j + 2 q and one on, which lane q has, tokens 2 j and
+    // one on of quarter q with its halo. All are fetched at once, for what a warp waits for most is memory.
+    __device__ void normalise() const {
+        constexpr int pairs = S::rows / 2, warp_pairs = (pairs + warps - 1) / warps;
+        constexpr int fours = Width / 4, packs = 2 * fours / warp_size;  // of a pair
+        static_assert(warps % quarters == 0 && packs % 3 == 0);
+        const int warp = group_ * group_warps + warp_;
+        const int quarter = warp % quarters;
+        const int first = first_ * octet_tokens - halo + quarter * 2 * S::pairs + warp / quarters * 2;
+        constexpr int step = 2 * warps / quarters;  // tokens from pair to pair
+        const float* from = a_.residual + (static_cast<std::int64_t>(image_) * tokens() + first) * Width;
+        float values[warp_pairs][packs][4] = {};
+#pragma unroll
+        for (int i = 0; i < warp_pairs; ++i) {
+#pragma unroll
+            for (int p = 0; p < packs; ++p) {
+                const int four = p * warp_size + lane_.index;
+                const int token = first + i * step + four / fours;
+                if (warp + i * warps < pairs && static_cast<unsigned>(token) < static_cast<unsigned>(tokens()))
+                    load_floats(from + i * step * Width + four * 4, values[i][p]);
+            }
+        }
+        float weight[3][4];  // the same of packs 3 and on
+        unsigned place[packs];
+#pragma unroll
+        for (int p = 0; p < packs; ++p) {
+            const int four = p * warp_size + lane_.index, column = four % fours * 4, row = 2 * warp + four / fours;
+            if (p < 3) load_floats(a_.norm_weight + column, weight[p]);
+            place[p] = shared_ + column / panel_depth * S::panel_bytes + row * panel_row_bytes +
+                       (column % panel_depth / 8 ^ row % 8) * 16 + column % 8 * 2;
+        }
+#pragma unroll
+        for (int i = 0; i < warp_pairs; ++i) {
+            if (warp + i * warps >= pairs) break;
+            float squares[2] = {};  // of both rows
+#pragma unroll
+            for (int p = 0; p < packs; ++p) {
+                float sum = 0;
+#pragma unroll
+                for (int k = 0; k < 4; ++k) sum = fmaf(values[i][p][k], values[i][p][k], sum);
+                const bool second = p * warp_size + lane_.index >= fours;
+                squares[0] += second ? 0.0F : sum;
+                squares[1] += second ? sum : 0.0F;
+            }
+#pragma unroll
+            for (int offset = warp_size / 2; offset > 0; offset /= 2) {
+                squares[0] += __shfl_xor_sync(all_lanes, squares[0], offset);
+                squares[1] += __shfl_xor_sync(all_lanes, squares[1], offset);
+            }
+            const float scale[2] = {rsqrtf(squares[0] * (1.0F / Width) + a_.eps),
+                                    rsqrtf(squares[1] * (1.0F / Width) + a_.eps)};
+#pragma unroll
+            for (int p = 0; p < packs; ++p) {
+                const float own = p * warp_size + lane_.index >= fours ? scale[1] : scale[0];
+                float normed[4];
+#pragma unroll
+                for (int k = 0; k < 4; ++k) normed[k] = values[i][p][k] * own * weight[p % 3][k];
+                store_shared(place[p] + i * 2 * warps * panel_row_bytes,
+                             uint2{pack_two<T>(normed[0], normed[1]), pack_two<T>(normed[2], normed[3])});
+            }
+        }
+    }
+
+    // The next 64 channels of all rows. Slots are filled again as soon as they may be, or where they are enough for all
+    // panels, at once.
+    __device__ void multiply(Sums& sum) {
+        constexpr bool at_once = S::slots == S::panels;
+        if (at_once) {
+            for (int slot = 0; slot < S::slots; ++slot) wait_at(slot_barrier(slot), parity_);
+        }
+#pragma unroll
+        for (int panel = 0; panel < S::panels; ++panel) {
+            const int slot = at_once ? panel : slot_;
+            if (!at_once) wait_at(slot_barrier(slot), parity_);
+            if (!at_once || panel == 0) {
+                __syncwarp();
+                ready_for_products(sum);
+            }
+            const std::uint64_t left = panel_at(slots_ + slot * weight_panel_bytes);
+            const std::uint64_t right = panel_at(shared_ + panel * S::panel_bytes);
+#pragma unroll
+            for (int k = 0; k < panel_depth / tile; ++k)
+                begin_product<T>(sum, left + k * panel_step, right + k * panel_step, panel + k > 0);
+            commit_products();
+            if (at_once) continue;
+            if (panel > 0) {
+                wait_for_products<1>();
+                refill(1);
+            }
+            slot_ = slot_ + 1 == S::slots ? 0 : slot_ + 1;
+            if (slot_ == 0) parity_ ^= 1;
+        }
+        if (at_once) parity_ ^= 1;
+        wait_for_sums(sum);
+        refill(at_once ? S::panels : 1);
+    }
+    // Slots that all have read.
+    __device__ void refill(int count) {
+        meet_group();
+        if (leads_) {
+            for (int i = 0; i < count; ++i) fetch_panel();
+        }
+        __syncwarp();
+    }
+
+    // Of the image's columns, the warp's in a round.
+    __device__ int column(int round) const {
+        return (round * groups + group_) * (slab_channels / column_channels) + warp_;
+    }
+
+    // A token of the lane's quarter, its halo's first.
+    __device__ static float token(const Sums& sum, int i, int t) { return sum[t / 2][2 * i + t % 2]; }
+
+    __device__ void store_z(int round, const Sums& sum) const {
+        constexpr int row_bytes = S::channels * 2;
+        // Where lanes have tokens: quarter g / 2.
+        const int first = first_ * octet_tokens + lane_.g / 2 * 2 * S::pairs + lane_.g % 2;
+        char* to = static_cast<char*>(a_.z) + (static_cast<std::int64_t>(image_) * tokens() + first) * row_bytes +
+                   column(round) * column_channels * 2 + lane_.q * 8;
+#pragma unroll
+        for (int p = 0; p < S::pairs; ++p) {
+            const int t = halo + 2 * p;
+            const uint2 values{transpose(pack_two<T>(token(sum, 0, t), token(sum, 0, t + 1))),
+                               transpose(pack_two<T>(token(sum, 1, t), token(sum, 1, t + 1)))};
+            store_if(first + 2 * p < tokens(), to + 2 * p * row_bytes, values);
+        }
+    }
+
+    // Of a direction and one of the lane's channels; all times -log2(e), as silu_of_four() wants it.
+    struct Filter {
+        float tap[taps], bias;
+    };
+    __device__ void load_filter(const float* all_taps, const float* biases, int channel, Filter& filter) const {
+#pragma unroll
+        for (int k = 0; k < taps; ++k) filter.tap[k] = all_taps[k * S::channels + channel] * minus_log2_e;
+        filter.bias = biases[channel] * minus_log2_e;
+    }
+
+    // In shared memory c of 8 channels by 8 steps is a block, of an octet a direction's steps; by channels of a warp,
+    // its rows g and then those g + 8, and octets. Where in the first octet's a lane's pair of tokens lies, of the
+    // forward direction: pairs of all quarters are counted on, S::pairs q + p, which is a multiple of 4 and q + p.
+    __device__ unsigned place_of_pair(int p) const {
+        const int pair = lane_.q + p;
+        return static_cast<unsigned>((S::pairs / 4 * lane_.q + pair / 4) * block_bytes + lane_.g * 16 + pair % 4 * 4);
+    }
+    __device__ unsigned own_c(int direction) const { return c_ + direction * S::c_direction_bytes; }
+
+    // c of both directions, to shared memory.
+    __device__ void convolve(int round, const Sums& x) const {
+        const CausalConv& conv = a_.behind.conv;
+        Filter forward[2], backward[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int channel = column(round) * column_channels + channel_of_row(lane_.g, i);
+            load_filter(conv.forward_taps, conv.forward_bias, channel, forward[i]);
+            load_filter(conv.backward_taps, conv.backward_bias, channel, backward[i]);
+        }
+        unsigned place[4];
+#pragma unroll
+        for (int p = 0; p < 4; ++p) place[p] = place_of_pair(p);
+#pragma unroll
+        for (int p = 0; p < S::pairs; ++p) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                // The pair's tokens are t + 3 and t + 4.
+                const int t = 2 * p;
+                float c[4];
+#pragma unroll
+                for (int k = 0; k < 2; ++k) {
+                    c[k] = forward[i].bias, c[2 + k] = backward[i].bias;
+#pragma unroll
+                    for (int j = 0; j < taps; ++j) {
+                        c[k] = fmaf(forward[i].tap[j], token(x, i, t + k + j), c[k]);
+                        c[2 + k] = fmaf(backward[i].tap[j], token(x, i, t + k + 2 * halo - j), c[2 + k]);
+                    }
+                }
+                silu_of_four(c);
+                const int at = (i * S::octets + p / 4) * block_bytes;
+                store_shared(own_c(0) + place[p % 4] + at, pack_two<T>(c[0], c[1]));
+                // Its steps begin with the last token.
+                store_shared(own_c(1) + (place[p % 4] ^ 12) + at, pack_two<T>(c[3], c[2]));
+            }
+        }
+    }
+    // Stores the warp's c of a direction in octets' order.
+    template <int Direction>
+    __device__ void store_octets(int round) const {
+        const CausalConv& conv = a_.behind.conv;
+        constexpr int octet_bytes = octet_elements * 2, columns = S::channels / column_channels;
+        char* to = static_cast<char*>(Direction == 0 ? conv.forward : conv.backward) +
+                   ((static_cast<std::int64_t>(image_) * columns + column(round)) * (last_octet() + 1) + first_) *
+                       octet_bytes +
+                   lane_.index * 8;
+        const int count = octets();
+        const int left = tokens() - (first_ + count - 1) * octet_tokens;  // in the last octet
+        // Of its steps, those with tokens; the rest is zeros (scan_elements()).
+        const int first_step = Direction == 0 ? 2 * lane_.q : octet_tokens - 1 - 2 * lane_.q;
+        const int second_step = Direction == 0 ? first_step + 1 : first_step - 1;
+        const unsigned there = (first_step < left ? 0xFFFFU : 0U) | (second_step < left ? 0xFFFF0000U : 0U);
+#pragma unroll
+        for (int o = 0; o < S::octets; o += 2) {
+            unsigned c[4];
+            load_matrices(c, own_c(Direction) + row_of_lane(o + 1 < S::octets) + o * block_bytes);
+#pragma unroll
+            for (int k = 0; k < 2 && o + k < S::octets; ++k) {
+                const unsigned mask = o + k + 1 < count ? ~0U : there;
+                store_if(o + k < count, to + (o + k) * octet_bytes, {c[2 * k] & mask, c[2 * k + 1] & mask});
+            }
+        }
+    }
+    // The row that a lane points to of both blocks of an octet and of both of another, `step` octets on, or with step 0
+    // of the same once more.
+    __device__ unsigned row_of_lane(int step) const {
+        return (lane_.index / 8 % 2 * S::octets + lane_.index / 16 * step) * block_bytes + lane_.index % 8 * 16;
+    }
+
+    // The warp's share of x_proj.
+    struct Share {
+        int direction, tile, first;  // the first of its feature tiles, and of its octets
+    };
+    __device__ Share share() const {
+        const int warp = group_ * group_warps + warp_, part = warp / 2;
+        return {warp % 2, part / S::octet_parts * S::warp_tiles, part % S::octet_parts * S::warp_octets};
+    }
+
+    // Adds the products of a round's c, some tiles of 16 channels at a time, whose weights are fetched beforehand.
+    __device__ void project(int round) {
+        constexpr int depths = groups * group_warps, at_once = depths / S::warp_tiles;
+        const Share own = share();
+        const unsigned c = shared_ + S::c + own.direction * S::c_direction_bytes + own.first * block_bytes;
+        const uint4* weights = reinterpret_cast<const uint4*>(a_.behind.weight) +
+                               ((round * 2 + own.direction) * depths * S::feature_tiles + own.tile) * warp_size +
+                               lane_.index;
+        uint4 weight[at_once][S::warp_tiles];
+#pragma unroll
+        for (int depth = 0; depth < depths; ++depth) {
+            if (depth % at_once == 0) {
+#pragma unroll
+                for (int k = 0; k < at_once; ++k) {
+#pragma unroll
+                    for (int m = 0; m < S::warp_tiles; ++m)
+                        weight[k][m] = weights[((depth + k) * S::feature_tiles + m) * warp_size];
+                }
+            }
+            if (depth == 0) {
+                wait_at(c_is_there(), round % 2);
+                __syncwarp();
+            }
+            const unsigned from =
+                c + depth / group_warps * S::c_bytes + depth % group_warps * 2 * S::octets * block_bytes;
+#pragma unroll
+            for (int n = 0; n < S::warp_octets; n += 2) {
+                const bool pair = n + 1 < S::warp_octets;
+                if (!pair && own.first + n >= S::octets) break;
+                unsigned of[4];
+                load_transposed(of, from + row_of_lane(pair) + n * block_bytes);
+#pragma unroll
+                for (int m = 0; m < S::warp_tiles; ++m) {
+                    const uint4& w = weight[depth % at_once][m];
+                    multiply_add<T>(projected_[n][m], {w.x, w.y, w.z, w.w}, {of[0], of[1]});
+                    if (pair) multiply_add<T>(projected_[n + 1][m], {w.x, w.y, w.z, w.w}, {of[2], of[3]});
+                }
+            }
+        }
+        arrive_at(c_is_read());
+    }
+
+    __device__ void store_projected() const {
+        constexpr int row_bytes = S::features * 2;
+        const Share own = share();
+        const std::int64_t first_row =
+            (static_cast<std::int64_t>(own.direction) * a_.behind.conv.batch + image_) * tokens();
+        char* to = static_cast<char*>(a_.behind.projected) + first_row * row_bytes + own.tile * tile * 2 + lane_.q * 8;
+        // Where lanes have steps.
+        const int step = own.direction == 0 ? lane_.g : octet_tokens - 1 - lane_.g;
+#pragma unroll
+        for (int n = 0; n < S::warp_octets; ++n) {
+            const int octet = own.first + n;
+            const int token = (first_ + octet) * octet_tokens + step;
+            const bool there = octet < S::octets && token < tokens();
+#pragma unroll
+            for (int m = 0; m < S::warp_tiles; ++m) {
+                const float(&p)[4] = projected_[n][m];
+                const uint2 values{transpose(pack_two<T>(p[0], p[1])), transpose(pack_two<T>(p[2], p[3]))};
+                store_if(there, to + static_cast<std::int64_t>(token) * row_bytes + m * tile * 2, values);
+            }
+        }
+    }
+
+    const BeforeScan& a_;
+    const int image_, first_;
+    const int group_, warp_;
+    const Lane lane_;
+    const bool leads_;
+    const unsigned shared_, slots_, c_, barriers_;
+    int fetched_ = 0;  // panels, by the thread that leads
+    int slot_ = 0;     // of the next panel to multiply with
+    unsigned parity_ = 0;
+    float projected_[S::warp_octets][S::warp_tiles][4] = {};
+};
+
+template <typename T, int Width, int Octets>
+__global__ void __launch_bounds__(threads, 1) before_scan_of(const __grid_constant__ BeforeScan a) {
+    extern __shared__ float4 shared[];
+    let_successor_begin();
+    const int runs = ((a.behind.conv.tokens + octet_tokens - 1) / octet_tokens + Octets - 1) / Octets;
+    const int index = static_cast<int>(blockIdx.x);
+    Run<T, Width, Octets> run(a, index / runs, index % runs * Octets, shared_address(shared));
+    run.take();
+}
+
+// Calls function.operator()<T, Width, Octets>() with the kernel's.
+template <typename F>
+void with_kernel(const BeforeScan& a, int octets, const F& function) {
+    const auto of_type = [&]<typename T>() {
+        if (a.width == 384) return function.template operator()<T, 384, 9>();
+        if (octets == 9) return function.template operator()<T, 192, 9>();
+        function.template operator()<T, 192, 13>();
+    };
+    a.behind.conv.dtype == DType::F16 ? of_type.template operator()<__half>()
+                                      : of_type.template operator()<__nv_bfloat16>();
+}
+
+std::int64_t runs_of(const BeforeScan& a, int octets) {
+    return std::int64_t{blocks_for(blocks_for(a.behind.conv.tokens, octet_tokens), octets)} * a.behind.conv.batch;
+}
+
+// What the kernel takes, and what the steps by themselves do, in microseconds as measured on an H100.
+double time_of_rounds(const BeforeScan& a, int octets, const DeviceProperties& device) {
+    const unsigned rounds = blocks_for(runs_of(a, octets), std::max(1, device.multiprocessors));
+    return rounds * (a.width == 192 ? 1.9 * (octets + 2.3) : 50.4);
+}
+double time_of_steps(const BeforeScan& a) {
+    const double rows = static_cast<double>(a.behind.conv.batch) * a.behind.conv.tokens;
+    return a.width == 192 ? 12 + 0.0024 * rows : 25 + 0.0051 * rows;
+}
+
+}  // namespace
+
+MatrixElement before_scan_in_element(int width, std::int64_t i) {
+    const std::int64_t panels = width / panel_depth;
+    const std::int64_t panel = i / (warpgroup_rows * panel_depth);
+    const std::int64_t row = i / panel_depth % warpgroup_rows;
+    const std::int64_t piece = i / 8 % 8 ^ row % 8;
+    const std::int64_t channel = panel / (2 * panels) * slab_channels + conv_x_proj_channel(row);
+    const bool of_z = panel / panels % 2 == 1;
+    return {channel + (of_z ? 2 * width : 0), panel % panels * panel_depth + piece * 8 + i % 8};
+}
+
+DirectedElement before_scan_x_proj_element(int features, std::int64_t i) {
+    const std::int64_t lane = i / 8 % warp_size, word = i / 2 % 4;
+    const std::int64_t tiles = features / tile, depths = groups * group_warps;
+    const std::int64_t m = i / 256 % tiles, k = i / 256 / tiles % depths;
+    const std::int64_t direction = i / 256 / tiles / depths % 2, round = i / 256 / tiles / depths / 2;
+    const std::int64_t row = lane / 4 + word % 2 * 8, depth = lane % 4 * 2 + i % 2 + word / 2 * 8;
+    return {static_cast<int>(direction),
+            {m * tile + conv_x_proj_channel(row), (round * depths + k) * tile + conv_x_proj_channel(depth)}};
+}
+
+bool before_scan_takes(const BeforeScan& a, const DeviceProperties& device) {
+    if (!device.warpgroup_products || (a.width != 192 && a.width != 384) || !conv_x_proj_takes(a.behind) ||
+        a.behind.conv.channels != 2 * a.width)
+        return false;
+    bool fits = false;
+    with_kernel(a, 0, [&]<typename T, int Width, int Octets>() {
+        using S = Sizes<Width, Octets>;
+        fits = a.behind.features == S::features && S::bytes <= device.shared_bytes_per_block;
+    });
+    return fits;
+}
+
+int before_scan_octets(const BeforeScan& a, const DeviceProperties& device) {
+    int best = 0;
+    double least = time_of_steps(a);
+    for (const int octets : before_scan_runs) {
+        if (a.width == 384 && octets != 9) continue;
+        if (const double time = time_of_rounds(a, octets, device); time < least) best = octets, least = time;
+    }
+    return best;
+}
+
+void before_scan(const BeforeScan& a, cudaStream_t stream) {
+    with_kernel(a, a.octets, [&]<typename T, int Width, int Octets>() {
+        const auto kernel = before_scan_of<T, Width, Octets>;
+        constexpr int bytes = Sizes<Width, Octets>::bytes;
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+              "before_scan: shared memory");
+        launch("before_scan", kernel, {static_cast<unsigned>(runs_of(a, Octets)), threads, bytes}, stream, a);
+    });
+}
+
+}  // namespace vimrt::cuda
