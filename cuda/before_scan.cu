@@ -1,12 +1,12 @@
 // Norm, in_proj, convolution and x_proj in one kernel.
 //
-// A block owns a run of octets of an image. It normalises the run's tokens, with three before and behind them, and keeps
-// them in shared memory. Three warpgroups then take the channels in turn, 64 at a time: a product has channels as rows
-// and tokens as columns, in an order such that a lane has of two channels a quarter of the run's tokens, one behind the
-// other, and the three before and behind them. So it has in registers whatever it convolves. c of both directions goes
-// to shared memory, and from there to memory as the scan takes it. z's products are computed while the other groups
-// come to an end with theirs; then all warps add up x_proj's products with the channels of all groups, each some
-// features of some octets. Weights come by bulk copies, some panels ahead.
+// A block owns a run of octets of an image. It normalises the run's tokens, with three before and behind them, and
+// keeps them in shared memory. Three warpgroups then take the channels in turn, 64 at a time: a product has channels as
+// rows and tokens as columns, in an order such that a lane has of two channels a quarter of the run's tokens, one
+// behind the other, and the three before and behind them. So it has in registers whatever it convolves. c of both
+// directions goes to shared memory, and from there to memory as the scan takes it. z's products are computed while the
+// other groups come to an end with theirs; then all warps add up x_proj's products with the channels of all groups,
+// each some features of some octets. Weights come by bulk copies, some panels ahead.
 #include "before_scan.h"
 
 #include <algorithm>
@@ -28,8 +28,8 @@ constexpr int warps = threads / warp_size;
 constexpr int slab_channels = warpgroup_rows;
 constexpr int taps = 4;
 constexpr int halo = taps - 1;
-constexpr int quarters = 4;  // of a run, for a lane each
-constexpr int tile = 16;     // rows and depth of a product by a warp
+constexpr int quarters = 4;       // of a run, for a lane each
+constexpr int tile = 16;          // rows and depth of a product by a warp
 constexpr int block_bytes = 128;  // of eight rows of 16 bytes, 8 channels by 8 steps
 constexpr int panel_row_bytes = panel_depth * 2;
 constexpr int weight_panel_bytes = warpgroup_rows * panel_row_bytes;
@@ -154,8 +154,9 @@ private:
         const int panel = (fetched_ / slab_panels * groups + group_) * slab_panels + fetched_ % slab_panels;
         const int slot = fetched_++ % S::slots;
         expect_bytes(slot_barrier(slot), weight_panel_bytes);
-        copy_bulk(slots_ + slot * weight_panel_bytes, static_cast<const char*>(a_.in_weight) + panel * weight_panel_bytes,
-                  weight_panel_bytes, slot_barrier(slot));
+        copy_bulk(slots_ + slot * weight_panel_bytes,
+                  static_cast<const char*>(a_.in_weight) + panel * weight_panel_bytes, weight_panel_bytes,
+                  slot_barrier(slot));
     }
 
     // The run's rows to shared memory; zeros where there is no token. A warp takes two tokens, which are neighbours in
@@ -270,7 +271,9 @@ private:
     }
 
     // A token of the lane's quarter, its halo's first.
-    __device__ static float token(const Sums& sum, int i, int t) { return sum[t / 2][2 * i + t % 2]; }
+    __device__ static float token(const Sums& sum, int i, int t) {
+        return sum[t / 2][2 * i + t % 2];
+    }
 
     __device__ void store_z(int round, const Sums& sum) const {
         constexpr int row_bytes = S::channels * 2;
@@ -304,7 +307,9 @@ private:
         const int pair = lane_.q + p;
         return static_cast<unsigned>((S::pairs / 4 * lane_.q + pair / 4) * block_bytes + lane_.g * 16 + pair % 4 * 4);
     }
-    __device__ unsigned own_c(int direction) const { return c_ + direction * S::c_direction_bytes; }
+    __device__ unsigned own_c(int direction) const {
+        return c_ + direction * S::c_direction_bytes;
+    }
 
     // c of both directions, to shared memory.
     __device__ void convolve(int round, const Sums& x) const {
@@ -489,11 +494,11 @@ std::int64_t runs_of(const BeforeScan& a, int octets) {
 // What the kernel takes, and what the steps by themselves do, in microseconds as measured on an H100.
 double time_of_rounds(const BeforeScan& a, int octets, const DeviceProperties& device) {
     const unsigned rounds = blocks_for(runs_of(a, octets), std::max(1, device.multiprocessors));
-    return rounds * (a.width == 192 ? 1.9 * (octets + 2.3) : 50.4);
+    return rounds * (a.width == 192 ? 1.9 * (octets + 2.3) : 51.2);
 }
 double time_of_steps(const BeforeScan& a) {
     const double rows = static_cast<double>(a.behind.conv.batch) * a.behind.conv.tokens;
-    return a.width == 192 ? 12 + 0.0024 * rows : 25 + 0.0051 * rows;
+    return a.width == 192 ? 12 + 0.0024 * rows : 15.7 + 0.0058 * rows;
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// What lies in front of a scan, in one kernel: the norm, in_proj, and convolution and x_proj of both directions. For many
-// tokens, where memory is what it waits for: neither the norm's result nor x is ever stored.
+// What lies in front of a scan, in one kernel: the norm, in_proj, and convolution and x_proj of both directions. For
+// many tokens, where memory is what it waits for: neither the norm's result nor x is ever stored.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -38,7 +38,8 @@ struct DirectedElement {
 };
 DirectedElement before_scan_x_proj_element(int features, std::int64_t i);
 
-// What the kernel was made for: RMSNorm and 16-bit storage, widths of 192 and, in runs of 9, 384, compute capability 9.0.
+// What the kernel was made for: RMSNorm and 16-bit storage, widths of 192 and, in runs of 9, 384, compute
+// capability 9.0.
 bool before_scan_takes(const BeforeScan& a, const DeviceProperties& device);
 // Which runs serve a shape best; 0 where a kernel for each step is faster.
 int before_scan_octets(const BeforeScan& a, const DeviceProperties& device);

@@ -534,7 +534,7 @@ public:
         step.z = lowering_.write(nodes.z, target_.dtype);
         describe();
         choose();
-        place_merged_without_x();
+        place_merged_without_x(false);
         place();
         fused_.weight = x_proj_by_rows(lowering_, scan_, sizes_, own_, true, target_.dtype);
         step.behind = {conv_, fused_, projected_};
@@ -568,7 +568,7 @@ public:
         step.z = lowering_.write(nodes.z, target_.dtype);
         describe();
         choose();
-        place_merged_without_x();
+        place_merged_without_x(true);
         place();
         fused_.weight = packed_x_proj(lowering_, scan_, sizes_, own_, target_.dtype, " for before_scan",
                                       [&](std::int64_t i) { return before_scan_x_proj_element(fused_.features, i); });
@@ -608,12 +608,16 @@ private:
             in_place ? lowering_.in_place(merge_->output(0), x) : lowering_.write(merge_->output(0), target_.dtype);
         step_.fixed.merged_stride = step_.merged.row_stride;
     }
-    // Where x is never stored: in the place of z, as whoever writes a token's result has read its z. But strips, of
-    // which two share a sector of memory, are a twentieth slower then.
-    void place_merged_without_x() {
+    // Where x is never stored: in memory of its own or, with `may_take_z`, in the place of z, as whoever writes a
+    // token's result has read its z. Octets and strips of many tokens are a twentieth slower then.
+    void place_merged_without_x(bool may_take_z) {
         if (merge_ == nullptr || x_.buffer >= 0) return;
+        constexpr int few_tokens_in_place = 512;
         const ValueId z = merge_->input(merge_->input_count() - 1);
-        const bool in_place = step_.form.kind != ScanForm::Strips && lowering_.read(z).buffer == step_.z.buffer &&
+        const ScanForm::Kind kind = step_.form.kind;
+        const bool takes_turns = kind == ScanForm::Relay || kind == ScanForm::Halves;
+        const bool in_place = may_take_z && (takes_turns || step_.fixed.tokens <= few_tokens_in_place) &&
+                              lowering_.read(z).buffer == step_.z.buffer &&
                               lowering_.feeds_next(node_, z, "gated_merge");
         step_.merged =
             in_place ? lowering_.in_place(merge_->output(0), z) : lowering_.write(merge_->output(0), target_.dtype);
