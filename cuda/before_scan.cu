@@ -348,6 +348,7 @@ private:
             }
         }
     }
+
     // Stores the warp's c of a direction in octets' order.
     template <int Direction>
     __device__ void store_octets(int round) const {
@@ -491,7 +492,8 @@ std::int64_t runs_of(const BeforeScan& a, int octets) {
     return std::int64_t{blocks_for(blocks_for(a.behind.conv.tokens, octet_tokens), octets)} * a.behind.conv.batch;
 }
 
-// What the kernel takes, and what the steps by themselves do, in microseconds as measured on an H100.
+// What the kernel takes, and what the steps by themselves do, in microseconds as measured on an H100
+// (docs/performance.md): as many runs at once as there are multiprocessors take as long as one.
 double time_of_rounds(const BeforeScan& a, int octets, const DeviceProperties& device) {
     const unsigned rounds = blocks_for(runs_of(a, octets), std::max(1, device.multiprocessors));
     return rounds * (a.width == 192 ? 1.9 * (octets + 2.3) : 51.2);

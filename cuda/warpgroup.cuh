@@ -2,6 +2,8 @@
 // capability 9.0 alone, in code compiled for 9.0a (PTX ISA, "wgmma.mma_async").
 #pragma once
 
+#include <cstdint>
+
 #include "ptx.cuh"
 
 namespace vimrt::cuda {
