@@ -31,8 +31,7 @@ constexpr int halo = taps - 1;
 constexpr int quarters = 4;       // of a run, for a lane each
 constexpr int tile = 16;          // rows and depth of a product by a warp
 constexpr int block_bytes = 128;  // of eight rows of 16 bytes, 8 channels by 8 steps
-constexpr int panel_row_bytes = panel_depth * 2;
-constexpr int weight_panel_bytes = warpgroup_rows * panel_row_bytes;
+constexpr int weight_panel_bytes = warpgroup_rows * slab_row_bytes;
 
 // `Octets`: of a run.
 template <int Width, int Octets>
@@ -61,7 +60,7 @@ struct Sizes {
     static_assert(warp_octets % 2 == 1, "project()");
     static_assert(octet_parts * feature_parts * 2 == warps && warp_tiles * feature_parts == feature_tiles);
 
-    static constexpr int panel_bytes = rows * panel_row_bytes;  // of the normalised rows
+    static constexpr int panel_bytes = rows * slab_row_bytes;  // of the normalised rows
     static constexpr int c_direction_bytes = slab_channels / 8 * octets * block_bytes;
     static constexpr int c_bytes = 2 * c_direction_bytes;
 
@@ -188,8 +187,8 @@ private:
         for (int p = 0; p < packs; ++p) {
             const int four = p * warp_size + lane_.index, column = four % fours * 4, row = 2 * warp + four / fours;
             if (p < 3) load_floats(a_.norm_weight + column, weight[p]);
-            place[p] = shared_ + column / panel_depth * S::panel_bytes + row * panel_row_bytes +
-                       (column % panel_depth / 8 ^ row % 8) * 16 + column % 8 * 2;
+            place[p] = shared_ + column / panel_depth * S::panel_bytes + place_in_slab(row, column % panel_depth / 8) +
+                       column % 8 * 2;
         }
 #pragma unroll
         for (int i = 0; i < warp_pairs; ++i) {
@@ -217,7 +216,7 @@ private:
                 float normed[4];
 #pragma unroll
                 for (int k = 0; k < 4; ++k) normed[k] = values[i][p][k] * own * weight[p % 3][k];
-                store_shared(place[p] + i * 2 * warps * panel_row_bytes,
+                store_shared(place[p] + i * 2 * warps * slab_row_bytes,
                              uint2{pack_two<T>(normed[0], normed[1]), pack_two<T>(normed[2], normed[3])});
             }
         }

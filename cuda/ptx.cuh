@@ -73,15 +73,15 @@ __device__ inline void load_transposed(unsigned (&to)[4], unsigned row) {
                  : "r"(row)
                  : "memory");
 }
-// An 8x8 matrix of 16-bit elements in registers, transposed.
+// An 8x8 matrix of 16-bit elements in registers, transposed. Volatile, as it hangs where lanes are apart: else the
+// compiler may move it behind a branch that only some take, if only they need it.
 __device__ inline unsigned transpose(unsigned matrix) {
     unsigned result;
-    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(matrix));
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(matrix));
     return result;
 }
 
-// Stores to global memory where `wanted`, without a branch: the compiler might move what computes the value into it,
-// and for transpose() lanes must not be apart.
+// Stores to global memory where `wanted`, without a branch.
 __device__ inline void store_if(bool wanted, void* to, unsigned one) {
     asm volatile(
         "{\n.reg .pred wanted;\n"

@@ -99,13 +99,6 @@ __device__ void turn(Few<T, 4>& values) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) values.word(i) = transpose(values.word(i));
 }
-// The same, where only some lanes go on with them: the compiler must not move it to where lanes are apart.
-template <typename T>
-__device__ void turn_together(Few<T, 4>& values) {
-    turn(values);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) values.word(i) = kept(values.word(i));
-}
 
 // dt_weight of a column, of rank `rank`.
 constexpr int weight_bytes(int rank) {
@@ -289,7 +282,7 @@ public:
     // Stores an octet's merged result.
     __device__ void store_merged(int octet, const float (&y)[2][2]) const {
         Values values = Values::of({y[0][0], y[0][1], y[1][0], y[1][1]});
-        turn_together(values);
+        turn(values);
         if (octet * octet_tokens + token_of_step(lane_.g) < a_.tokens)
             values.put(row_in(merged_, own_token(octet), a_.merged_stride));
     }

@@ -452,7 +452,7 @@ private:
             for_each_element(
                 [&](int i, int t) { y[i][t] = (y[i][t] + other[2 * i + 1 - t]) * (a_.factor * silu(z[2 * i + t])); });
             values = Values::of({y[0][0], y[0][1], y[1][0], y[1][1]});
-            turn_together(values);
+            turn(values);
             const int token = leg * Sizes::tokens + static_cast<int>(own_row);
             if (token < a_.tokens) values.put(results + row_of_stride(token, a_.merged_stride) + own_place() * 8);
         } else {

@@ -4,15 +4,15 @@
 
 #include <cstdint>
 
-#include "ptx.cuh"
+#include "slab.cuh"
 
 namespace vimrt::cuda {
 
 constexpr int warpgroup_size = 128;  // threads
 constexpr int warpgroup_rows = 64;   // of the left side
-constexpr int panel_depth = 64;      // of an operand in shared memory: rows of 128 bytes
+constexpr int panel_depth = slab;    // of an operand in shared memory
 
-// An operand's rows from `at` on, which is a multiple of 1024; 16 bytes of a row lie as by place_in_slab() of slab.cuh.
+// An operand's rows from `at` on, which is a multiple of 1024; 16 bytes of a row lie as by place_in_slab().
 // Adding panel_step goes 16 columns on.
 constexpr std::uint64_t panel_step = 2;
 __device__ inline std::uint64_t panel_at(unsigned at) {

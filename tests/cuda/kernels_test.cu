@@ -294,6 +294,19 @@ struct ScanFront {
         behind.features = features;
     }
 
+    // The kernel's inputs and outputs, `in_proj` and `projection` its weights in the kernel's order.
+    template <typename Kernel>
+    void describe(Kernel& a, const DeviceArray& in_proj, const DeviceArray& projection) const {
+        a.residual = device_residual.floats();
+        a.norm_weight = device_norm.floats();
+        a.eps = 1e-5F;
+        a.in_weight = in_proj.data();
+        a.z = z.data();
+        a.behind = behind;
+        a.behind.weight = projection.data();
+        a.width = width;
+    }
+
     // `sum`: the residual that is normalised.
     void check(const std::vector<double>& sum) {
         const auto depth = static_cast<std::size_t>(width);
@@ -335,14 +348,7 @@ void check_between_scans(DType dtype, int width, int batch, int tokens, bool add
     BetweenScans a;
     if (adds) a.y = device_y.data(), a.sum = sum.floats(), a.out_weight = device_out.data();
     a.y_stride = y_stride;
-    a.residual = front.device_residual.floats();
-    a.norm_weight = front.device_norm.floats();
-    a.eps = 1e-5F;
-    a.in_weight = device_in.data();
-    a.z = front.z.data();
-    a.behind = front.behind;
-    a.behind.weight = device_x_proj.data();
-    a.width = width;
+    front.describe(a, device_in, device_x_proj);
     CHECK(between_scans_takes(a, find_device(0)));
     a.shared_bytes = between_scans_shared_bytes(a, find_device(0));
     between_scans(a, nullptr);
@@ -386,14 +392,7 @@ void check_before_scan(DType dtype, int width, int octets, int batch, int tokens
     }
     const DeviceArray device_in(in_weight, dtype), device_x_proj(x_proj, dtype);
     BeforeScan a;
-    a.residual = front.device_residual.floats();
-    a.norm_weight = front.device_norm.floats();
-    a.eps = 1e-5F;
-    a.in_weight = device_in.data();
-    a.z = front.z.data();
-    a.behind = front.behind;
-    a.behind.weight = device_x_proj.data();
-    a.width = width;
+    front.describe(a, device_in, device_x_proj);
     a.octets = octets;
     CHECK(before_scan_takes(a, find_device(0)));
     before_scan(a, nullptr);
