@@ -289,14 +289,14 @@ private:
         }
     }
 
-    // Of a direction and one of the lane's channels; all times -log2(e), as silu_of_four() wants it.
+    // Of a direction and one of the lane's channels; halved, as silu_of_half() wants it.
     struct Filter {
         float tap[taps], bias;
     };
     __device__ void load_filter(const float* all_taps, const float* biases, int channel, Filter& filter) const {
 #pragma unroll
-        for (int k = 0; k < taps; ++k) filter.tap[k] = all_taps[k * S::channels + channel] * minus_log2_e;
-        filter.bias = biases[channel] * minus_log2_e;
+        for (int k = 0; k < taps; ++k) filter.tap[k] = all_taps[k * S::channels + channel] * 0.5F;
+        filter.bias = biases[channel] * 0.5F;
     }
 
     // In shared memory c of 8 channels by 8 steps is a block, of an octet a direction's steps; by channels of a warp,
@@ -339,7 +339,7 @@ private:
                         c[2 + k] = fmaf(backward[i].tap[j], token(x, i, t + k + 2 * halo - j), c[2 + k]);
                     }
                 }
-                silu_of_four(c);
+                for (float& value : c) value = silu_of_half(value);
                 const int at = (i * S::octets + p / 4) * block_bytes;
                 store_shared(own_c(0) + place[p % 4] + at, pack_two<T>(c[0], c[1]));
                 // Its steps begin with the last token.

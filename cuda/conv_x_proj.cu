@@ -45,9 +45,6 @@ class Run {
     using Sizes = Layout<Features, Tokens>;
     static constexpr int threads = threads_of<Tokens>;
     static constexpr int blocks_of_8 = Features / 8;
-    // One reciprocal for four is a little faster. But one way of rounding or another moves the error of single draws by
-    // a tenth, and S with stride 8 has no tenth to spare (docs/performance.md, Right).
-    static constexpr bool is_silu_of_four = Features != 64;
 
 public:
     // `part`: which of a.split.
@@ -146,8 +143,7 @@ private:
     template <int Direction>
     __device__ void convolve(int s, const char* x_slab, const float* taps, const float* biases) const {
         const int channel = s * slab + lane_ * lane_channels;
-        // Times -log2(e), as silu_of_four() wants it.
-        constexpr float scale = is_silu_of_four ? minus_log2_e : 1.0F;
+        constexpr float scale = 0.5F;  // as silu_of_half() wants it
         float tap[width][lane_channels], bias[lane_channels];
         load_floats(biases + channel, bias);
 #pragma unroll
@@ -173,10 +169,9 @@ private:
                 sum = bias[k];
 #pragma unroll
                 for (int j = 0; j < width; ++j) sum = fmaf(tap[j][k], x[Direction == 0 ? t + j : i - j][k], sum);
-                if (!is_silu_of_four) sum = silu(sum);
+                sum = silu_of_half(sum);
             }
             if (t % 2 == 0) continue;
-            if (is_silu_of_four) silu_of_four(c);
             store_pair(t - 1, pack_two<T>(c[0], c[1]));
             store_pair(t, pack_two<T>(c[2], c[3]));
         }

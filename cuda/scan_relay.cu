@@ -449,8 +449,9 @@ private:
             Values values = values_at(memory_ + stage_ + Sizes::z + own_row * (Sizes::channels * 2) + own_place() * 8);
             turn(values);
             values.to_floats(z);
-            for_each_element(
-                [&](int i, int t) { y[i][t] = (y[i][t] + other[2 * i + 1 - t]) * (a_.factor * silu(z[2 * i + t])); });
+            for_each_element([&](int i, int t) {
+                y[i][t] = (y[i][t] + other[2 * i + 1 - t]) * (a_.factor * silu_of_half(0.5F * z[2 * i + t]));
+            });
             values = Values::of({y[0][0], y[0][1], y[1][0], y[1][1]});
             turn(values);
             const int token = leg * Sizes::tokens + static_cast<int>(own_row);
