@@ -6,10 +6,11 @@
 // behind the other, and the three before and behind them. So it has in registers whatever it convolves. c of both
 // directions goes to shared memory, and from there to memory as the scan takes it. z's products are computed while the
 // other groups come to an end with theirs; then all warps add up x_proj's products with the channels of all groups,
-// each some features of some octets. Weights come by bulk copies, some panels ahead.
+// each some features of some octets. Weights come by bulk copies, some slots ahead.
 #include "before_scan.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "activations.h"
 #include "launch.h"
@@ -31,14 +32,21 @@ constexpr int halo = taps - 1;
 constexpr int quarters = 4;       // of a run, for a lane each
 constexpr int tile = 16;          // rows and depth of a product by a warp
 constexpr int block_bytes = 128;  // of eight rows of 16 bytes, 8 channels by 8 steps
-constexpr int weight_panel_bytes = warpgroup_rows * slab_row_bytes;
+
+// Depth of a panel of in_proj's weights.
+constexpr int weight_depth(int width) {
+    return width == 192 ? panel_depth : panel_depth / 2;
+}
 
 // `Octets`: of a run.
 template <int Width, int Octets>
 struct Sizes {
     static constexpr int features = Width == 192 ? 48 : 64;
     static constexpr int octets = Octets;
-    static constexpr int slots = Width == 192 ? 3 : 4;  // of a group, for panels of weights
+    // Of a group, for weights, and the panels of each. Smaller ones keep copies under way where there is little room,
+    // and cost more meetings of a group where there is enough.
+    static constexpr int slots = Width == 192 ? 3 : octets == 12 ? 5 : 4;
+    static constexpr int slot_panels = Width == 192 || octets > 9 ? 1 : 2;
 
     static constexpr int channels = 2 * Width;
     static constexpr int slabs = channels / slab_channels;
@@ -47,9 +55,10 @@ struct Sizes {
     static constexpr int pairs = octets;
     static constexpr int blocks = pairs + halo;
     static constexpr int rows = quarters * 2 * blocks;
-    static_assert(octets % 4 == 1, "place_of_pair()");
-    static constexpr int panels = Width / panel_depth;
-    static constexpr int group_panels = rounds * 2 * panels;
+    static constexpr int depth = weight_depth(Width), weight_bytes = warpgroup_rows * depth * 2;  // of a panel
+    static constexpr int slot_bytes = slot_panels * weight_bytes;
+    static constexpr int copies = Width / depth / slot_panels;  // of weights for a slab's x, or z
+    static constexpr int group_copies = rounds * 2 * copies;
 
     // In x_proj a direction's warps share out features, in tiles, and octets.
     static constexpr int feature_tiles = features / tile;
@@ -57,7 +66,7 @@ struct Sizes {
     static constexpr int feature_parts = warps / 2 / octet_parts;
     static constexpr int warp_tiles = feature_tiles / feature_parts;
     static constexpr int warp_octets = (octets + octet_parts - 1) / octet_parts;
-    static_assert(warp_octets % 2 == 1, "project()");
+    static constexpr int missing_octets = octet_parts * warp_octets - octets;  // of the last part
     static_assert(octet_parts * feature_parts * 2 == warps && warp_tiles * feature_parts == feature_tiles);
 
     static constexpr int panel_bytes = rows * slab_row_bytes;  // of the normalised rows
@@ -66,12 +75,12 @@ struct Sizes {
 
     // In shared memory: the normalised rows; of each group its slots and c of a slab; barriers of each group's slots,
     // and of all.
-    static constexpr int weights = panels * panel_bytes;
-    static constexpr int c = weights + groups * slots * weight_panel_bytes;
+    static constexpr int weights = Width / panel_depth * panel_bytes;
+    static constexpr int c = weights + groups * slots * slot_bytes;
     static constexpr int barriers = c + groups * c_bytes;
     static constexpr int common_barriers = barriers + groups * slots * 8;
     static constexpr int bytes = common_barriers + 2 * 8;
-    static_assert(slots <= group_panels);
+    static_assert(slots <= group_copies);
 };
 
 template <typename T, int Width, int Octets>
@@ -92,7 +101,7 @@ public:
           lane_(static_cast<int>(threadIdx.x)),
           leads_(threadIdx.x % warpgroup_size == 0),
           shared_(shared),
-          slots_(shared + S::weights + group_ * S::slots * weight_panel_bytes),
+          slots_(shared + S::weights + group_ * S::slots * S::slot_bytes),
           c_(shared + S::c + group_ * S::c_bytes + warp_ * 2 * S::octets * block_bytes),
           barriers_(shared + S::barriers + group_ * S::slots * 8) {}
 
@@ -137,7 +146,7 @@ private:
         if (leads_) {
             for (int i = 0; i < S::slots; ++i) begin_barrier(slot_barrier(i), 1);
             announce_barriers();
-            for (int i = 0; i < S::slots; ++i) fetch_panel();
+            for (int i = 0; i < S::slots; ++i) fetch_weights();
         }
     }
     __device__ void end_barriers() const {
@@ -146,16 +155,15 @@ private:
             for (int i = 0; i < S::slots; ++i) end_barrier(slot_barrier(i));
         }
     }
-    // The next panel of weights, of those of the group's slabs in the order in which it takes them.
-    __device__ void fetch_panel() {
-        if (fetched_ >= S::group_panels) return;
-        constexpr int slab_panels = 2 * S::panels;
-        const int panel = (fetched_ / slab_panels * groups + group_) * slab_panels + fetched_ % slab_panels;
+    // The next slot's weights, of those of the group's slabs in the order in which it takes them.
+    __device__ void fetch_weights() {
+        if (fetched_ >= S::group_copies) return;
+        constexpr int slab_copies = 2 * S::copies;
+        const int copy = (fetched_ / slab_copies * groups + group_) * slab_copies + fetched_ % slab_copies;
         const int slot = fetched_++ % S::slots;
-        expect_bytes(slot_barrier(slot), weight_panel_bytes);
-        copy_bulk(slots_ + slot * weight_panel_bytes,
-                  static_cast<const char*>(a_.in_weight) + panel * weight_panel_bytes, weight_panel_bytes,
-                  slot_barrier(slot));
+        expect_bytes(slot_barrier(slot), S::slot_bytes);
+        copy_bulk(slots_ + slot * S::slot_bytes, static_cast<const char*>(a_.in_weight) + copy * S::slot_bytes,
+                  S::slot_bytes, slot_barrier(slot));
     }
 
     // The run's rows to shared memory; zeros where there is no token. A warp takes two tokens, which are neighbours in
@@ -223,28 +231,33 @@ private:
     }
 
     // The next 64 channels of all rows. Slots are filled again as soon as they may be, or where they are enough for all
-    // panels, at once.
+    // weights of a slab, at once.
     __device__ void multiply(Sums& sum) {
-        constexpr bool at_once = S::slots == S::panels;
+        constexpr bool at_once = S::slots == S::copies;
         if (at_once) {
             for (int slot = 0; slot < S::slots; ++slot) wait_at(slot_barrier(slot), parity_);
         }
 #pragma unroll
-        for (int panel = 0; panel < S::panels; ++panel) {
-            const int slot = at_once ? panel : slot_;
+        for (int copy = 0; copy < S::copies; ++copy) {
+            const int slot = at_once ? copy : slot_;
             if (!at_once) wait_at(slot_barrier(slot), parity_);
-            if (!at_once || panel == 0) {
+            if (!at_once || copy == 0) {
                 __syncwarp();
                 ready_for_products(sum);
             }
-            const std::uint64_t left = panel_at(slots_ + slot * weight_panel_bytes);
-            const std::uint64_t right = panel_at(shared_ + panel * S::panel_bytes);
 #pragma unroll
-            for (int k = 0; k < panel_depth / tile; ++k)
-                begin_product<T>(sum, left + k * panel_step, right + k * panel_step, panel + k > 0);
+            for (int panel = 0; panel < S::slot_panels; ++panel) {
+                const int column = (copy * S::slot_panels + panel) * S::depth;
+                const auto left = panel_at<S::depth>(slots_ + slot * S::slot_bytes + panel * S::weight_bytes);
+                const auto right = panel_at<panel_depth>(shared_ + column / panel_depth * S::panel_bytes) +
+                                   column % panel_depth / tile * panel_step;
+#pragma unroll
+                for (int k = 0; k < S::depth / tile; ++k)
+                    begin_product<T>(sum, left + k * panel_step, right + k * panel_step, column + k > 0);
+            }
             commit_products();
             if (at_once) continue;
-            if (panel > 0) {
+            if (copy > 0) {
                 wait_for_products<1>();
                 refill(1);
             }
@@ -253,13 +266,13 @@ private:
         }
         if (at_once) parity_ ^= 1;
         wait_for_sums(sum);
-        refill(at_once ? S::panels : 1);
+        refill(at_once ? S::copies : 1);
     }
     // Slots that all have read.
     __device__ void refill(int count) {
         meet_group();
         if (leads_) {
-            for (int i = 0; i < count; ++i) fetch_panel();
+            for (int i = 0; i < count; ++i) fetch_weights();
         }
         __syncwarp();
     }
@@ -301,10 +314,10 @@ private:
 
     // In shared memory c of 8 channels by 8 steps is a block, of an octet a direction's steps; by channels of a warp,
     // its rows g and then those g + 8, and octets. Where in the first octet's a lane's pair of tokens lies, of the
-    // forward direction: pairs of all quarters are counted on, S::pairs q + p, which is a multiple of 4 and q + p.
+    // forward direction: pairs of all quarters are counted on.
     __device__ unsigned place_of_pair(int p) const {
-        const int pair = lane_.q + p;
-        return static_cast<unsigned>((S::pairs / 4 * lane_.q + pair / 4) * block_bytes + lane_.g * 16 + pair % 4 * 4);
+        const int pair = S::pairs * lane_.q + p;
+        return static_cast<unsigned>(pair / 4 * block_bytes + lane_.g * 16 + pair % 4 * 4);
     }
     __device__ unsigned own_c(int direction) const {
         return c_ + direction * S::c_direction_bytes;
@@ -417,9 +430,12 @@ private:
 #pragma unroll
             for (int n = 0; n < S::warp_octets; n += 2) {
                 const bool pair = n + 1 < S::warp_octets;
-                if (!pair && own.first + n >= S::octets) break;
+                const auto is_there = [&](int octet) {
+                    return octet < S::warp_octets - S::missing_octets || own.first + octet < S::octets;
+                };
+                if (!is_there(n)) break;
                 unsigned of[4];
-                load_transposed(of, from + row_of_lane(pair) + n * block_bytes);
+                load_transposed(of, from + row_of_lane(pair && is_there(n + 1)) + n * block_bytes);
 #pragma unroll
                 for (int m = 0; m < S::warp_tiles; ++m) {
                     const uint4& w = weight[depth % at_once][m];
@@ -459,8 +475,8 @@ private:
     const Lane lane_;
     const bool leads_;
     const unsigned shared_, slots_, c_, barriers_;
-    int fetched_ = 0;  // panels, by the thread that leads
-    int slot_ = 0;     // of the next panel to multiply with
+    int fetched_ = 0;  // slots' weights, by the thread that leads
+    int slot_ = 0;     // to multiply with next
     unsigned parity_ = 0;
     float projected_[S::warp_octets][S::warp_tiles][4] = {};
 };
@@ -479,8 +495,15 @@ __global__ void __launch_bounds__(threads, 1) before_scan_of(const __grid_consta
 template <typename F>
 void with_kernel(const BeforeScan& a, int octets, const F& function) {
     const auto of_type = [&]<typename T>() {
-        if (a.width == 384) return function.template operator()<T, 384, 9>();
+        if (a.width == 384) {
+            if (octets == 6) return function.template operator()<T, 384, 6>();
+            if (octets == 9) return function.template operator()<T, 384, 9>();
+            if (octets == 12) return function.template operator()<T, 384, 12>();
+            return function.template operator()<T, 384, 13>();
+        }
+        if (octets == 6) return function.template operator()<T, 192, 6>();
         if (octets == 9) return function.template operator()<T, 192, 9>();
+        if (octets == 12) return function.template operator()<T, 192, 12>();
         function.template operator()<T, 192, 13>();
     };
     a.behind.conv.dtype == DType::F16 ? of_type.template operator()<__half>()
@@ -493,25 +516,27 @@ std::int64_t runs_of(const BeforeScan& a, int octets) {
 
 // What the kernel takes, and what the steps by themselves do, in microseconds as measured on an H100
 // (docs/performance.md): as many runs at once as there are multiprocessors take as long as one.
-double time_of_rounds(const BeforeScan& a, int octets, const DeviceProperties& device) {
-    const unsigned rounds = blocks_for(runs_of(a, octets), std::max(1, device.multiprocessors));
-    return rounds * (a.width == 192 ? 1.9 * (octets + 2.3) : 51.2);
+double time_of_runs(const BeforeScan& a, std::size_t runs, const DeviceProperties& device) {
+    constexpr double of_ti[] = {13.7, 17.5, 23.3, 24.5}, of_s[] = {34, 45, 64.5, 65};
+    static_assert(std::size(of_ti) == std::size(before_scan_runs) && std::size(of_s) == std::size(before_scan_runs));
+    const unsigned rounds = blocks_for(runs_of(a, before_scan_runs[runs]), std::max(1, device.multiprocessors));
+    return 3 + rounds * (a.width == 192 ? of_ti : of_s)[runs];
 }
 double time_of_steps(const BeforeScan& a) {
     const double rows = static_cast<double>(a.behind.conv.batch) * a.behind.conv.tokens;
-    return a.width == 192 ? 12 + 0.0024 * rows : 15.7 + 0.0058 * rows;
+    return 17 + rows * (a.width == 192 ? 0.0021 : 0.0051);
 }
 
 }  // namespace
 
 MatrixElement before_scan_in_element(int width, std::int64_t i) {
-    const std::int64_t panels = width / panel_depth;
-    const std::int64_t panel = i / (warpgroup_rows * panel_depth);
-    const std::int64_t row = i / panel_depth % warpgroup_rows;
-    const std::int64_t piece = i / 8 % 8 ^ row % 8;
+    const std::int64_t depth = weight_depth(width), panels = width / depth;
+    const std::int64_t panel = i / (warpgroup_rows * depth);
+    const std::int64_t row = i / depth % warpgroup_rows;
+    const std::int64_t piece = piece_in_panel(row, i % depth / 8, depth);
     const std::int64_t channel = panel / (2 * panels) * slab_channels + conv_x_proj_channel(row);
     const bool of_z = panel / panels % 2 == 1;
-    return {channel + (of_z ? 2 * width : 0), panel % panels * panel_depth + piece * 8 + i % 8};
+    return {channel + (of_z ? 2 * width : 0), panel % panels * depth + piece * 8 + i % 8};
 }
 
 DirectedElement before_scan_x_proj_element(int features, std::int64_t i) {
@@ -529,7 +554,7 @@ bool before_scan_takes(const BeforeScan& a, const DeviceProperties& device) {
         a.behind.conv.channels != 2 * a.width)
         return false;
     bool fits = false;
-    with_kernel(a, 0, [&]<typename T, int Width, int Octets>() {
+    with_kernel(a, std::end(before_scan_runs)[-1], [&]<typename T, int Width, int Octets>() {
         using S = Sizes<Width, Octets>;
         fits = a.behind.features == S::features && S::bytes <= device.shared_bytes_per_block;
     });
@@ -539,9 +564,8 @@ bool before_scan_takes(const BeforeScan& a, const DeviceProperties& device) {
 int before_scan_octets(const BeforeScan& a, const DeviceProperties& device) {
     int best = 0;
     double least = time_of_steps(a);
-    for (const int octets : before_scan_runs) {
-        if (a.width == 384 && octets != 9) continue;
-        if (const double time = time_of_rounds(a, octets, device); time < least) best = octets, least = time;
+    for (std::size_t i = 0; i < std::size(before_scan_runs); ++i) {
+        if (const double time = time_of_runs(a, i, device); time < least) best = before_scan_runs[i], least = time;
     }
     return best;
 }

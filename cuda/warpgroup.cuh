@@ -12,59 +12,75 @@ constexpr int warpgroup_size = 128;  // threads
 constexpr int warpgroup_rows = 64;   // of the left side
 constexpr int panel_depth = slab;    // of an operand in shared memory
 
-// An operand's rows from `at` on, which is a multiple of 1024; 16 bytes of a row lie as by place_in_slab().
-// Adding panel_step goes 16 columns on.
+// An operand's rows of `Depth` columns from `at` on, which is a multiple of 8 rows; 16 bytes of a row lie as by
+// piece_in_panel(). Adding panel_step goes 16 columns on.
 constexpr std::uint64_t panel_step = 2;
-__device__ inline std::uint64_t panel_at(unsigned at) {
-    constexpr std::uint64_t rows_of_eight = std::uint64_t{1024 / 16} << 32, permuted = std::uint64_t{1} << 62;
+template <int Depth>
+__device__ std::uint64_t panel_at(unsigned at) {
+    static_assert(Depth == 64 || Depth == 32);
+    constexpr std::uint64_t rows_of_eight = std::uint64_t{Depth} << 32;  // 8 rows' bytes / 16
+    constexpr std::uint64_t permuted = std::uint64_t{Depth == 64 ? 1 : 2} << 62;
     return permuted | rows_of_eight | std::uint64_t{1} << 16 | (at & 0x3FFFF) / 16;
+}
+// Which 16 bytes of a row lie where its `piece`th would, and where those lie.
+constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std::int64_t depth) {
+    return piece ^ (depth == 64 ? row % 8 : row / 2 % 4);
 }
 
 #define VIMRT_SUM(j) "+f"(sum[j][0]), "+f"(sum[j][1]), "+f"(sum[j][2]), "+f"(sum[j][3])
-#define VIMRT_SUM_12                                                                                                \
+#define VIMRT_SUMS_9                                                                                                \
     VIMRT_SUM(0), VIMRT_SUM(1), VIMRT_SUM(2), VIMRT_SUM(3), VIMRT_SUM(4), VIMRT_SUM(5), VIMRT_SUM(6), VIMRT_SUM(7), \
-        VIMRT_SUM(8), VIMRT_SUM(9), VIMRT_SUM(10), VIMRT_SUM(11)
-#define VIMRT_48                                                                                                     \
-    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29," \
-    "%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
+        VIMRT_SUM(8)
+#define VIMRT_SUMS_12 VIMRT_SUMS_9, VIMRT_SUM(9), VIMRT_SUM(10), VIMRT_SUM(11)
+#define VIMRT_SUMS_15 VIMRT_SUMS_12, VIMRT_SUM(12), VIMRT_SUM(13), VIMRT_SUM(14)
+#define VIMRT_SUMS_16 VIMRT_SUMS_15, VIMRT_SUM(15)
+#define VIMRT_36                                                                                                 \
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28," \
+    "%29,%30,%31,%32,%33,%34,%35"
+#define VIMRT_48 VIMRT_36 ",%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
+#define VIMRT_60 VIMRT_48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59"
+#define VIMRT_64 VIMRT_60 ",%60,%61,%62,%63"
 
+// The instruction for so many columns; behind the sums' operands are those of left, right and add.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define VIMRT_PRODUCT_96(type)                                                                                       \
-    asm volatile(                                                                                                    \
-        "{\n.reg .pred add;\nsetp.ne.b32 add, %50, 0;\n"                                                             \
-        "wgmma.mma_async.sync.aligned.m64n96k16.f32." type "." type " {" VIMRT_48 "}, %48, %49, add, 1, 1, 0, 0;\n}" \
-        : VIMRT_SUM_12                                                                                               \
-        : "l"(left), "l"(right), "r"(add))
-#define VIMRT_PRODUCT_128(type)                                                                            \
-    asm volatile(                                                                                          \
-        "{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"                                                   \
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" VIMRT_48                         \
-        ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, add, 1, 1, 0, 0;\n}" \
-        : VIMRT_SUM_12, VIMRT_SUM(12), VIMRT_SUM(13), VIMRT_SUM(14), VIMRT_SUM(15)                         \
-        : "l"(left), "l"(right), "r"(add))
+#define VIMRT_PRODUCT(type, columns, sums, left_at, right_at, add_at, ...)                                         \
+    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" add_at ", 0;\nwgmma.mma_async.sync.aligned.m64n" columns \
+                 "k16.f32." type "." type " {" sums "}, %" left_at ", %" right_at ", add, 1, 1, 0, 0;\n}"          \
+                 : __VA_ARGS__                                                                                     \
+                 : "l"(left), "l"(right), "r"(add))
 #else
-#define VIMRT_PRODUCT_96(type) static_cast<void>(0)
-#define VIMRT_PRODUCT_128(type) static_cast<void>(0)
+#define VIMRT_PRODUCT(...) static_cast<void>(0)
 #endif
+#define VIMRT_PRODUCTS(type)                                                                           \
+    if constexpr (Blocks == 9) VIMRT_PRODUCT(type, "72", VIMRT_36, "36", "37", "38", VIMRT_SUMS_9);    \
+    if constexpr (Blocks == 12) VIMRT_PRODUCT(type, "96", VIMRT_48, "48", "49", "50", VIMRT_SUMS_12);  \
+    if constexpr (Blocks == 15) VIMRT_PRODUCT(type, "120", VIMRT_60, "60", "61", "62", VIMRT_SUMS_15); \
+    if constexpr (Blocks == 16) VIMRT_PRODUCT(type, "128", VIMRT_64, "64", "65", "66", VIMRT_SUMS_16)
 
 // Begins sum[j] = (or, with `add`, +=) left right^T over a depth of 16: of 64 rows of the left side and 8 Blocks of the
 // right one, in fp32. Warp w of the group has rows 16 w to 16 w + 15; of columns 8 j to 8 j + 7 its lanes have what
 // they have of a sum in multiply_add().
 template <typename T, int Blocks>
 __device__ void begin_product(float (&sum)[Blocks][4], std::uint64_t left, std::uint64_t right, int add) {
-    constexpr bool half = std::is_same_v<T, __half>;
-    static_assert(Blocks == 12 || Blocks == 16);
-    if constexpr (Blocks == 12 && half) VIMRT_PRODUCT_96("f16");
-    if constexpr (Blocks == 12 && !half) VIMRT_PRODUCT_96("bf16");
-    if constexpr (Blocks == 16 && half) VIMRT_PRODUCT_128("f16");
-    if constexpr (Blocks == 16 && !half) VIMRT_PRODUCT_128("bf16");
+    static_assert(Blocks == 9 || Blocks == 12 || Blocks == 15 || Blocks == 16);
+    if constexpr (std::is_same_v<T, __half>) {
+        VIMRT_PRODUCTS("f16");
+    } else {
+        VIMRT_PRODUCTS("bf16");
+    }
 }
 
 #undef VIMRT_SUM
-#undef VIMRT_SUM_12
+#undef VIMRT_SUMS_9
+#undef VIMRT_SUMS_12
+#undef VIMRT_SUMS_15
+#undef VIMRT_SUMS_16
+#undef VIMRT_36
 #undef VIMRT_48
-#undef VIMRT_PRODUCT_96
-#undef VIMRT_PRODUCT_128
+#undef VIMRT_60
+#undef VIMRT_64
+#undef VIMRT_PRODUCT
+#undef VIMRT_PRODUCTS
 
 // Before the first of some products, and behind what has touched their sums.
 template <int Blocks>

@@ -405,9 +405,9 @@ TEST(before_scan_in_one) {
     for (const DType dtype : {DType::F16, DType::BF16}) {
         for (const int width : {192, 384}) {
             for (const int octets : before_scan_runs) {
-                if (width == 384 && octets != 9) continue;
-                for (const int tokens : {1, 7, 8, 9, 71, 72, 73, 103, 104, 105, 113, 197, 211})
-                    check_before_scan(dtype, width, octets, tokens > 100 ? 1 : 3, tokens);
+                const int run = octets * 8;
+                for (const int tokens : {1, 9, run - 1, run, run + 1, 2 * run + 3})
+                    check_before_scan(dtype, width, octets, 2, tokens);
             }
         }
     }
