@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -36,8 +37,8 @@ def reason_to_skip() -> str | None:
 pytestmark = pytest.mark.skipif(reason_to_skip() is not None, reason=str(reason_to_skip()))
 
 #: Relative L2 error of the logits against the fp32 reference, fp16 what the authors' autocast was found to cost; and
-#: what it costs on the same weights and images, within the spread of single draws.
-FP32, BF16, SPREAD = 1e-5, 1e-2, 1.15
+#: what it costs on the same weights and images, within the spread of single draws. Checkpoints that a mean is taken of.
+FP32, BF16, SPREAD, DRAWS = 1e-5, 1e-2, 1.15, 3
 FP16 = {
     "tiny-224": 1.09e-3,
     "small-224": 1.12e-3,
@@ -83,19 +84,24 @@ def report(name: str, errors: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_logits_are_the_references(name: str, tmp_path: Path) -> None:
+    """With a limit of its own, a variant's mean of some checkpoints: those of one spread by a tenth and more."""
     config, (height, width), batch = VARIANTS[name]
-    seed = sorted(VARIANTS).index(name)
-    engine, reference = exported(config, seed, tmp_path)
-    images = random_images(batch, height, width, seed)
-    truth = expected(reference, images)
-    errors = {dtype: relative_error(on_gpu(engine, dtype).run(images), truth) for dtype in ("fp32", "fp16", "bf16")}
+    draws = []
+    for draw in range(DRAWS if name in FP16 else 1):
+        seed = sorted(VARIANTS).index(name) + 1000 * draw
+        engine, reference = exported(config, seed, tmp_path)
+        images = random_images(batch, height, width, seed)
+        truth = expected(reference, images)
+        errors = {dtype: relative_error(on_gpu(engine, dtype).run(images), truth) for dtype in ("fp32", "fp16", "bf16")}
+        if name in FP16:
+            for dtype, rounding in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
+                errors[f"autocast {dtype}"] = autocast_error(reference, rounding, images, truth)
+        draws.append(errors)
+    means = {key: statistics.mean(errors[key] for errors in draws) for key in draws[0]}
+    report(name, means)
     limits = {"fp32": FP32, "fp16": FP16.get(name, 1.5e-3), "bf16": BF16}
-    if name in FP16:
-        for dtype, rounding in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
-            errors[f"autocast {dtype}"] = autocast_error(reference, rounding, images, truth)
-    report(name, errors)
     for dtype, limit in limits.items():
-        assert errors[dtype] <= limit, dtype
+        assert means[dtype] <= limit, (dtype, [errors[dtype] for errors in draws])
 
 
 @pytest.mark.parametrize("batch", [1, 3, 128])
