@@ -502,11 +502,8 @@ public:
 
     // The scan together with the nodes in front of it. False, and nothing is lowered, where they are better apart.
     bool lower_with(const NodesBetween& nodes) {
-        describe_conv();
         BetweenScansStep step;
-        step.fixed.width = static_cast<int>(columns_of(lowering_, nodes.residual));
-        step.fixed.behind.conv = conv_.fixed;
-        step.fixed.behind.features = static_cast<int>(sizes_.row());
+        describe_front(nodes, step.fixed);
         if (!between_scans_takes(step.fixed, target_.device) || !between_scans_pays(step.fixed, target_.device))
             return false;
         step.fixed.shared_bytes = between_scans_shared_bytes(step.fixed, target_.device);
@@ -528,14 +525,8 @@ public:
         } else {
             lowering_.in_place(nodes.norm->output(1), nodes.residual);
         }
-        step.fixed.norm_weight = float_vector(lowering_, nodes.norm->weight("weight"));
-        step.fixed.eps = static_cast<float>(nodes.norm->number("eps"));
         step.fixed.in_weight = matrix(lowering_, nodes.in_proj->weight("weight"), target_.dtype);
-        step.z = lowering_.write(nodes.z, target_.dtype);
-        describe();
-        choose();
-        place_merged_without_x(false);
-        place();
+        place_front(nodes, step, false);
         fused_.weight = x_proj_by_rows(lowering_, scan_, sizes_, own_, true, target_.dtype);
         step.behind = {conv_, fused_, projected_};
         // Named after all nodes whose products it computes.
@@ -551,25 +542,16 @@ public:
 
     // The same where the norm is of nodes.residual alone, for many tokens.
     bool lower_behind_norm(const NodesBetween& nodes, int norm) {
-        describe_conv();
         BeforeScanStep step;
-        step.fixed.width = static_cast<int>(columns_of(lowering_, nodes.residual));
-        step.fixed.behind.conv = conv_.fixed;
-        step.fixed.behind.features = static_cast<int>(sizes_.row());
+        describe_front(nodes, step.fixed);
         if (!before_scan_takes(step.fixed, target_.device) || !is_free(lowering_, norm, nodes.residual, DType::F32))
             return false;
         step.fixed.octets = before_scan_octets(step.fixed, target_.device);
         if (step.fixed.octets == 0) return false;
         step.residual = lowering_.read(nodes.residual);
         lowering_.in_place(nodes.norm->output(1), nodes.residual);
-        step.fixed.norm_weight = float_vector(lowering_, nodes.norm->weight("weight"));
-        step.fixed.eps = static_cast<float>(nodes.norm->number("eps"));
         step.fixed.in_weight = in_weight_before_scan(lowering_, nodes.in_proj->weight("weight"), target_.dtype);
-        step.z = lowering_.write(nodes.z, target_.dtype);
-        describe();
-        choose();
-        place_merged_without_x(true);
-        place();
+        place_front(nodes, step, true);
         fused_.weight = packed_x_proj(lowering_, scan_, sizes_, own_, target_.dtype, " for before_scan",
                                       [&](std::int64_t i) { return before_scan_x_proj_element(fused_.features, i); });
         step.behind = {conv_, fused_, projected_};
@@ -580,6 +562,26 @@ public:
     }
 
 private:
+    // Of a kernel for what lies in front of the scan, what says whether it takes the shape.
+    template <typename Front>
+    void describe_front(const NodesBetween& nodes, Front& front) {
+        describe_conv();
+        front.width = static_cast<int>(columns_of(lowering_, nodes.residual));
+        front.behind.conv = conv_.fixed;
+        front.behind.features = static_cast<int>(sizes_.row());
+    }
+    // The norm's parameters, and where such a kernel's results and the scan's go.
+    template <typename FrontStep>
+    void place_front(const NodesBetween& nodes, FrontStep& step, bool may_merge_in_z) {
+        step.fixed.norm_weight = float_vector(lowering_, nodes.norm->weight("weight"));
+        step.fixed.eps = static_cast<float>(nodes.norm->number("eps"));
+        step.z = lowering_.write(nodes.z, target_.dtype);
+        describe();
+        choose();
+        place_merged_without_x(may_merge_in_z);
+        place();
+    }
+
     void describe() {
         Scan& a = step_.fixed;
         a.directions = scan_.output_count();
