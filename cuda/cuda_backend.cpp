@@ -46,7 +46,8 @@ std::string CudaBackend::description() const {
     return properties_.name + ", " + std::string(name_of(target_.dtype)) + ", cuBLASLt " + blas_->version();
 }
 
-std::int64_t CudaBackend::preferred_slice(std::int64_t batch, std::int64_t /*bytes_per_image*/) const {
+std::int64_t CudaBackend::preferred_slice(std::int64_t batch,
+                                          const std::function<std::int64_t()>& /*bytes_per_image*/) const {
     return std::min(batch, max_slice);
 }
 

@@ -27,7 +27,8 @@ public:
     DType dtype() const override { return target_.dtype; }
     int threads() const override { return 1; }
     std::size_t alignment() const override { return 256; }
-    std::int64_t preferred_slice(std::int64_t batch, std::int64_t bytes_per_image) const override;
+    std::int64_t preferred_slice(std::int64_t batch,
+                                 const std::function<std::int64_t()>& bytes_per_image) const override;
 
     void* allocate(std::size_t bytes) override;
     void deallocate(void* memory, std::size_t bytes) noexcept override;

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -66,8 +67,10 @@ public:
     virtual DType dtype() const = 0;              // how activations are stored
     virtual int threads() const = 0;
     virtual std::size_t alignment() const = 0;  // of buffers in the arena, bytes, a power of two
-    // Images per slice that serve the caches best, at most `batch`, where one image needs `bytes_per_image` of arena.
-    virtual std::int64_t preferred_slice(std::int64_t batch, std::int64_t bytes_per_image) const = 0;
+    // Images per slice that serve the caches best, at most `batch`. `bytes_per_image` tells how much of the arena one
+    // needs, for which it must be lowered: asked only where that counts.
+    virtual std::int64_t preferred_slice(std::int64_t batch,
+                                         const std::function<std::int64_t()>& bytes_per_image) const = 0;
 
     // Device memory. allocate() throws OutOfMemory saying how much was asked for and, where known, how much was free.
     virtual void* allocate(std::size_t bytes) = 0;
@@ -116,6 +119,6 @@ struct BackendEntry {
     // Throws DeviceError where the device, its driver or a library is missing, saying which and how to get it.
     std::unique_ptr<Backend> (*create)(const BackendOptions& options) = nullptr;
 };
-inline constexpr int backend_abi_version = 5;
+inline constexpr int backend_abi_version = 6;
 
 }  // namespace vimrt

@@ -452,20 +452,22 @@ private:
     std::int64_t slice(const RunSize& size) const {
         if (size.batch == 1 && max_memory_ == 0) return 1;
         constexpr Staging everything{true, true};
-        const std::int64_t one = arena_size(*program_for(size.with_batch(1)), everything);
-        if (max_memory_ > 0 && one > max_memory_) {
+        const auto bytes_of = [&](std::int64_t images) {
+            return arena_size(*program_for(size.with_batch(images)), everything);
+        };
+        std::int64_t count = backend_->preferred_slice(size.batch, [&] { return bytes_of(1); });
+        count = std::clamp<std::int64_t>(count, 1, size.batch);
+        if (max_memory_ == 0) return count;
+        const std::int64_t one = bytes_of(1);
+        if (one > max_memory_) {
             throw OutOfMemory(file_.path + ": one image of " + std::to_string(size.height) + "x" +
                               std::to_string(size.width) + " needs " + std::to_string(one) +
                               " bytes of activations, over max_memory = " + std::to_string(max_memory_) +
                               "; raise the limit or use a smaller image");
         }
-        std::int64_t count = std::clamp<std::int64_t>(backend_->preferred_slice(size.batch, one), 1, size.batch);
-        if (max_memory_ > 0) {
-            count = std::min(count, max_memory_ / std::max<std::int64_t>(one, 1));
-            // Memory grows a little less or more than in proportion: what a program scratches does not depend on the
-            // batch.
-            while (count > 1 && arena_size(*program_for(size.with_batch(count)), everything) > max_memory_) --count;
-        }
+        count = std::min(count, max_memory_ / std::max<std::int64_t>(one, 1));
+        // Memory grows a little less or more than in proportion: what a program scratches does not depend on the batch.
+        while (count > 1 && bytes_of(count) > max_memory_) --count;
         return count;
     }
 

@@ -42,7 +42,9 @@ public:
     vimrt::DType dtype() const override { return vimrt::DType::F32; }
     int threads() const override { return 1; }
     std::size_t alignment() const override { return 256; }
-    std::int64_t preferred_slice(std::int64_t batch, std::int64_t) const override { return batch; }
+    std::int64_t preferred_slice(std::int64_t batch, const std::function<std::int64_t()>&) const override {
+        return batch;
+    }
     void* allocate(std::size_t bytes) override {
         if (held_bytes + bytes > capacity) throw vimrt::OutOfMemory("the fake device is full");
         held_bytes += bytes;

@@ -95,10 +95,11 @@ public:
     std::size_t alignment() const override { return cache_line; }
 
     // An image for every thread, so that each runs without the others; more where those still fit the caches.
-    std::int64_t preferred_slice(std::int64_t batch, std::int64_t bytes_per_image) const override {
+    std::int64_t preferred_slice(std::int64_t batch,
+                                 const std::function<std::int64_t()>& bytes_per_image) const override {
         const std::int64_t threads = team_.threads();
         const std::int64_t rounds =
-            std::max<std::int64_t>(1, cached_bytes_ / std::max<std::int64_t>(1, bytes_per_image * threads));
+            std::max<std::int64_t>(1, cached_bytes_ / std::max<std::int64_t>(1, bytes_per_image() * threads));
         return std::min(batch, rounds * threads);
     }
 
