@@ -520,11 +520,11 @@ double time_of_runs(const BeforeScan& a, std::size_t runs, const DevicePropertie
     constexpr double of_ti[] = {13.7, 17.5, 23.3, 24.5}, of_s[] = {34, 45, 64.5, 65};
     static_assert(std::size(of_ti) == std::size(before_scan_runs) && std::size(of_s) == std::size(before_scan_runs));
     const unsigned rounds = blocks_for(runs_of(a, before_scan_runs[runs]), std::max(1, device.multiprocessors));
-    return 3 + rounds * (a.width == 192 ? of_ti : of_s)[runs];
+    return rounds * (a.width == 192 ? of_ti : of_s)[runs];
 }
 double time_of_steps(const BeforeScan& a) {
     const double rows = static_cast<double>(a.behind.conv.batch) * a.behind.conv.tokens;
-    return 17 + rows * (a.width == 192 ? 0.0021 : 0.0051);
+    return a.width == 192 ? 10 + 0.0021 * rows : 11 + 0.0053 * rows;
 }
 
 }  // namespace
