@@ -494,17 +494,14 @@ __global__ void __launch_bounds__(threads, 1) before_scan_of(const __grid_consta
 // Calls function.operator()<T, Width, Octets>() with the kernel's.
 template <typename F>
 void with_kernel(const BeforeScan& a, int octets, const F& function) {
+    const auto of_width = [&]<typename T, int Width>() {
+        if (octets == 6) return function.template operator()<T, Width, 6>();
+        if (octets == 9) return function.template operator()<T, Width, 9>();
+        if (octets == 12) return function.template operator()<T, Width, 12>();
+        function.template operator()<T, Width, 13>();
+    };
     const auto of_type = [&]<typename T>() {
-        if (a.width == 384) {
-            if (octets == 6) return function.template operator()<T, 384, 6>();
-            if (octets == 9) return function.template operator()<T, 384, 9>();
-            if (octets == 12) return function.template operator()<T, 384, 12>();
-            return function.template operator()<T, 384, 13>();
-        }
-        if (octets == 6) return function.template operator()<T, 192, 6>();
-        if (octets == 9) return function.template operator()<T, 192, 9>();
-        if (octets == 12) return function.template operator()<T, 192, 12>();
-        function.template operator()<T, 192, 13>();
+        a.width == 192 ? of_width.template operator()<T, 192>() : of_width.template operator()<T, 384>();
     };
     a.behind.conv.dtype == DType::F16 ? of_type.template operator()<__half>()
                                       : of_type.template operator()<__nv_bfloat16>();
