@@ -10,14 +10,7 @@ __device__ inline float exp2_fast(float x) {
     return y;
 }
 
-// 1 / x by the special-function unit; relative error below 2^-22.
-__device__ inline float reciprocal(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-// 2^x, x <= 0, on the multipliers, for exponentials that the special-function unit has no time for: x is cut into
+// The same of x <= 0 on the multipliers, for exponentials that the special-function unit has no time for: x is cut into
 // an integer and a rest, by adding a number to which a float's digits just reach; then a polynomial with 2^0 = 1, a
 // minimax fit of relative error, 1.0e-4; and its slope at 0, which is what becomes of small time steps, is right to
 // 2e-4.
@@ -47,6 +40,9 @@ __device__ inline float silu_of_half(float h) {
     float tanh;
     asm("tanh.approx.f32 %0, %1;" : "=f"(tanh) : "f"(h));
     return fmaf(h, tanh, h);
+}
+__device__ inline float silu_for_16_bits(float x) {
+    return silu_of_half(0.5F * x);
 }
 
 // log(1 + e^x) = max(x, 0) + log1p(e^-|x|), where log1p(e) = e p(e) on [0, 1]: a logarithm of 1 + e would lose the

@@ -464,7 +464,7 @@ private:
                 // An octet's rest is zeros (scan_elements()). Not a choice: the compiler would branch.
                 const unsigned there = first_ + token < tokens() ? ~0U : 0U;
                 store_shared(shared_ + S::c + (direction * own_tokens + token) * S::channel_row + place,
-                             pack_two<T>(silu_of_half(0.5F * sum.x), silu_of_half(0.5F * sum.y)) & there);
+                             pack_two<T>(silu_for_16_bits(sum.x), silu_for_16_bits(sum.y)) & there);
             }
         }
     }

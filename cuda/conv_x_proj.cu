@@ -143,37 +143,34 @@ private:
     template <int Direction>
     __device__ void convolve(int s, const char* x_slab, const float* taps, const float* biases) const {
         const int channel = s * slab + lane_ * lane_channels;
-        constexpr float scale = 0.5F;  // as silu_of_half() wants it
         float tap[width][lane_channels], bias[lane_channels];
         load_floats(biases + channel, bias);
 #pragma unroll
         for (int j = 0; j < width; ++j) load_floats(taps + j * a_.conv.channels + channel, tap[j]);
+            // Halved, as silu_of_half() wants it.
 #pragma unroll
         for (int k = 0; k < lane_channels; ++k) {
-            bias[k] *= scale;
+            bias[k] *= 0.5F;
 #pragma unroll
-            for (int j = 0; j < width; ++j) tap[j][k] *= scale;
+            for (int j = 0; j < width; ++j) tap[j][k] *= 0.5F;
         }
         const char* from = x_slab + first_row_ * slab_row_bytes;
         float x[warp_tokens + halo][lane_channels];
-        float c[2 * lane_channels];  // of two tokens
 #pragma unroll
         for (int i = 0; i < warp_tokens + halo; ++i) {
             const int row = i + Direction * halo;
             load_floats(reinterpret_cast<const T*>(from + row * slab_row_bytes + (lane_ * 4 ^ row % 8 * 16)), x[i]);
             const int t = i - halo;
             if (t < 0) continue;
+            float c[lane_channels];
 #pragma unroll
             for (int k = 0; k < lane_channels; ++k) {
-                float& sum = c[t % 2 * lane_channels + k];
-                sum = bias[k];
+                float sum = bias[k];
 #pragma unroll
                 for (int j = 0; j < width; ++j) sum = fmaf(tap[j][k], x[Direction == 0 ? t + j : i - j][k], sum);
-                sum = silu_of_half(sum);
+                c[k] = silu_of_half(sum);
             }
-            if (t % 2 == 0) continue;
-            store_pair(t - 1, pack_two<T>(c[0], c[1]));
-            store_pair(t, pack_two<T>(c[2], c[3]));
+            store_pair(t, pack_two<T>(c[0], c[1]));
         }
         // An octet's rest is zeros (scan_elements()).
 #pragma unroll 1

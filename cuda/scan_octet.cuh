@@ -272,7 +272,7 @@ public:
     __device__ float gate(int i, int t) const {
         float z[4];
         z_values_.to_floats(z);
-        return a_.factor * silu_of_half(0.5F * z[2 * i + t]);
+        return a_.factor * silu_for_16_bits(z[2 * i + t]);
     }
 
     // Stores an octet's y for the other direction.

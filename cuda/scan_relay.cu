@@ -450,7 +450,7 @@ private:
             turn(values);
             values.to_floats(z);
             for_each_element([&](int i, int t) {
-                y[i][t] = (y[i][t] + other[2 * i + 1 - t]) * (a_.factor * silu_of_half(0.5F * z[2 * i + t]));
+                y[i][t] = (y[i][t] + other[2 * i + 1 - t]) * (a_.factor * silu_for_16_bits(z[2 * i + t]));
             });
             values = Values::of({y[0][0], y[0][1], y[1][0], y[1][1]});
             turn(values);

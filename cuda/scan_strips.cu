@@ -314,7 +314,7 @@ private:
         if (a_.directions == 2) load_two(part + other_y_at + own_place() + (3 - 2 * lane_.q) * 8, other);
 #pragma unroll
         for (int t = 0; t < 2; ++t) {
-            gate[t] = a_.factor * silu_of_half(0.5F * z[t]);
+            gate[t] = a_.factor * silu_for_16_bits(z[t]);
             begin_y_[t] += other[1 - t];
         }
     }
