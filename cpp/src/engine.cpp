@@ -455,9 +455,10 @@ private:
         const auto bytes_of = [&](std::int64_t images) {
             return arena_size(*program_for(size.with_batch(images)), everything);
         };
-        std::int64_t count = backend_->preferred_slice(size.batch, [&] { return bytes_of(1); });
-        count = std::clamp<std::int64_t>(count, 1, size.batch);
-        if (max_memory_ == 0) return count;
+        const auto preferred = [&](const std::function<std::int64_t()>& bytes_per_image) {
+            return std::clamp<std::int64_t>(backend_->preferred_slice(size.batch, bytes_per_image), 1, size.batch);
+        };
+        if (max_memory_ == 0) return preferred([&] { return bytes_of(1); });
         const std::int64_t one = bytes_of(1);
         if (one > max_memory_) {
             throw OutOfMemory(file_.path + ": one image of " + std::to_string(size.height) + "x" +
@@ -465,7 +466,7 @@ private:
                               " bytes of activations, over max_memory = " + std::to_string(max_memory_) +
                               "; raise the limit or use a smaller image");
         }
-        count = std::min(count, max_memory_ / std::max<std::int64_t>(one, 1));
+        std::int64_t count = std::min(preferred([&] { return one; }), max_memory_ / std::max<std::int64_t>(one, 1));
         // Memory grows a little less or more than in proportion: what a program scratches does not depend on the batch.
         while (count > 1 && bytes_of(count) > max_memory_) --count;
         return count;
