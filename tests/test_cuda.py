@@ -101,8 +101,9 @@ def test_logits_are_the_references(name: str, tmp_path: Path) -> None:
     report(name, means)
     limits = {"fp32": FP32, "fp16": FP16.get(name, 1.5e-3), "bf16": BF16}
     for dtype, limit in limits.items():
-        assert means[dtype] <= limit, (dtype, [errors[dtype] for errors in draws])
-        assert means[dtype] <= means.get(f"autocast {dtype}", limit)
+        found = [errors[dtype] for errors in draws]
+        assert means[dtype] <= min(limit, means.get(f"autocast {dtype}", limit)), (dtype, found)
+        assert max(found) <= SPREAD * limit, (dtype, found)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 128])
