@@ -402,29 +402,25 @@ private:
         return {warp % 2, part / S::octet_parts * S::warp_tiles, part % S::octet_parts * S::warp_octets};
     }
 
-    // Adds the products of a round's c, some tiles of 16 channels at a time, whose weights are fetched beforehand.
+    // Adds the products of a round's c, a tile of 16 channels at a time; their weights are fetched beforehand.
     __device__ void project(int round) {
-        constexpr int depths = groups * group_warps, at_once = depths / S::warp_tiles;
+        constexpr int depths = groups * group_warps;
         const Share own = share();
         const unsigned c = shared_ + S::c + own.direction * S::c_direction_bytes + own.first * block_bytes;
         const uint4* weights = reinterpret_cast<const uint4*>(a_.behind.weight) +
                                ((round * 2 + own.direction) * depths * S::feature_tiles + own.tile) * warp_size +
                                lane_.index;
-        uint4 weight[at_once][S::warp_tiles];
+        uint4 weight[depths][S::warp_tiles];
 #pragma unroll
         for (int depth = 0; depth < depths; ++depth) {
-            if (depth % at_once == 0) {
 #pragma unroll
-                for (int k = 0; k < at_once; ++k) {
+            for (int m = 0; m < S::warp_tiles; ++m)
+                weight[depth][m] = weights[(depth * S::feature_tiles + m) * warp_size];
+        }
+        wait_at(c_is_there(), round % 2);
+        __syncwarp();
 #pragma unroll
-                    for (int m = 0; m < S::warp_tiles; ++m)
-                        weight[k][m] = weights[((depth + k) * S::feature_tiles + m) * warp_size];
-                }
-            }
-            if (depth == 0) {
-                wait_at(c_is_there(), round % 2);
-                __syncwarp();
-            }
+        for (int depth = 0; depth < depths; ++depth) {
             const unsigned from =
                 c + depth / group_warps * S::c_bytes + depth % group_warps * 2 * S::octets * block_bytes;
 #pragma unroll
@@ -438,7 +434,7 @@ private:
                 load_transposed(of, from + row_of_lane(pair && is_there(n + 1)) + n * block_bytes);
 #pragma unroll
                 for (int m = 0; m < S::warp_tiles; ++m) {
-                    const uint4& w = weight[depth % at_once][m];
+                    const uint4& w = weight[depth][m];
                     multiply_add<T>(projected_[n][m], {w.x, w.y, w.z, w.w}, {of[0], of[1]});
                     if (pair) multiply_add<T>(projected_[n + 1][m], {w.x, w.y, w.z, w.w}, {of[2], of[3]});
                 }
@@ -514,7 +510,7 @@ std::int64_t runs_of(const BeforeScan& a, int octets) {
 // What the kernel takes, and what the steps by themselves do, in microseconds as measured on an H100
 // (docs/performance.md): as many runs at once as there are multiprocessors take as long as one.
 double time_of_runs(const BeforeScan& a, std::size_t runs, const DeviceProperties& device) {
-    constexpr double of_ti[] = {13.7, 17.5, 23.3, 24.5}, of_s[] = {34, 45, 64.5, 65};
+    constexpr double of_ti[] = {13.7, 17.5, 23.3, 24.5}, of_s[] = {34, 45, 62.5, 65};
     static_assert(std::size(of_ti) == std::size(before_scan_runs) && std::size(of_s) == std::size(before_scan_runs));
     const unsigned rounds = blocks_for(runs_of(a, before_scan_runs[runs]), std::max(1, device.multiprocessors));
     return rounds * (a.width == 192 ? of_ti : of_s)[runs];

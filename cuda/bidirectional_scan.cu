@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <optional>
+#include <utility>
 
 #include "before_scan.h"
 #include "between_scans.h"
@@ -36,12 +38,33 @@ bool are_turns_taken(int warps, int chip) {
     return turns >= many_turns || (turns > 1 && turns >= turns_taken * std::ceil(turns));
 }
 
-// Columns of all directions and images by multiprocessor, from which on another form is the best.
-constexpr double enough_for_short_relays = 2;  // of 4 warps
-constexpr int relays_of_multiprocessor = 3;    // of 4 warps: for as many there is room
-constexpr double enough_for_relays = 1;        // of 6: for two; of more tokens than a few halves are better
+// What relays make where the whole chip is busy, T updates/s of an H100: of four warps, by how many a multiprocessor
+// has; of twelve, for columns and for halves, which take a multiprocessor each.
+constexpr double short_relays[] = {1.18, 1.76, 1.96};
+constexpr double long_relays = 1.84, long_halves = 1.60;
+
+// Of as many units of work as so many multiprocessors take one of at a time, how much of the chip is busy.
+double busy(int units, int chip) {
+    const int rounds = (units + chip - 1) / chip;
+    return static_cast<double>(units) / (static_cast<double>(rounds) * chip);
+}
+
+// The relay that makes most of so many columns of all directions and images. With few tokens there is little to share
+// out.
 constexpr int few_tokens = 1024;
-constexpr double enough_for_long_relays = 0.5;  // of 12; below, two such relays for each column
+ScanForm best_relay(int columns, int tokens, int chip) {
+    if (tokens <= few_tokens && columns >= chip && columns < 2 * chip) return {ScanForm::Relay, 0, 6};
+    constexpr int most = static_cast<int>(std::size(short_relays));  // a multiprocessor has room for
+    const int together = std::clamp((columns + chip - 1) / chip, 1, most);
+    const std::pair<double, ScanForm> relays[] = {
+        {short_relays[together - 1] * busy(columns, together * chip), {ScanForm::Relay, 0, 4}},
+        {long_relays * busy(columns, chip), {ScanForm::Relay, 0, 12}},
+        {long_halves * busy(2 * columns, chip), {ScanForm::Halves, 0, 12}},
+    };
+    return std::max_element(std::begin(relays), std::end(relays),
+                            [](const auto& a, const auto& b) { return a.first < b.first; })
+        ->second;
+}
 
 // Where there are no relays or no room for them: warps by multiprocessor that chunks should make, of so many octets at
 // least, and so many of them.
@@ -59,16 +82,7 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
     if (are_turns_taken(2 * columns, chip)) return {strips, relay, whole, wide};
     const ScanForm chunks{ScanForm::Octets, std::min(chunk_warps * chip / std::max(1, columns),
                                                      a.tokens / octet_tokens / 2 / least_chunk)};
-    const ScanForm halves{ScanForm::Halves, 0, 12}, short_halves{ScanForm::Halves, 0, 4};
-    ScanForm best = halves;
-    if (columns >= enough_for_long_relays * chip) best = {ScanForm::Relay, 0, 12};
-    if (columns >= enough_for_relays * chip) {
-        // As many as a multiprocessor has room for, on nearly all of them.
-        const double rounds = 2.0 * columns / (relays_of_multiprocessor * chip);
-        best = rounds >= turns_taken && rounds <= 1 ? short_halves : halves;
-        if (a.tokens <= few_tokens) best = {ScanForm::Relay, 0, 6};
-    }
-    if (columns >= enough_for_short_relays * chip) best = relay;
+    const ScanForm best = best_relay(columns, a.tokens, chip);
     if (chunks.chunks < enough_chunks) return {best, relay, whole, wide};
     return {best, chunks, relay, wide};
 }

@@ -106,16 +106,18 @@ constexpr int weight_bytes(int rank) {
 }
 
 // Stores it in shared memory at `to`, as tensor cores take a left side of 16 rows and 16 columns: rows g and g + 8 are
-// those of the lane's channels, and columns in the order in which lanes have delta.
+// those of the lane's channels, and columns in the order in which lanes have delta. Zeros where the lane's are not
+// `wanted`.
 template <typename T, int Rank>
-__device__ void store_weights(unsigned to, const void* weight, const int (&channels)[2], const Lane& lane) {
+__device__ void store_weights(unsigned to, const void* weight, const int (&channels)[2], const Lane& lane,
+                              bool wanted = true) {
 #pragma unroll
     for (int k = 0; k < Rank / 16; ++k) {
         Few<T, 4> of[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const T* row = static_cast<const T*>(weight) + channels[i] * Rank;
-            of[i] = Few<T, 4>::at(reinterpret_cast<const char*>(row + 16 * k + 4 * lane.q));
+            if (wanted) of[i] = Few<T, 4>::at(reinterpret_cast<const char*>(row + 16 * k + 4 * lane.q));
         }
         store_shared(to + (k * warp_size + lane.index) * 16,
                      uint4{of[0].word(0), of[1].word(0), of[0].word(1), of[1].word(1)});

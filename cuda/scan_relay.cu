@@ -24,7 +24,7 @@ constexpr int max_warps = 12;  // by the registers that leaves a thread
 // The warps' parts of shared memory, behind what they have in common. They begin with the barrier at which a warp waits
 // for the states that it begins a leg with, and these. Barriers lie at the same places in every kernel: racecheck
 // remembers them from one to the next.
-constexpr int common_room = 3200;
+constexpr int common_room = 6144;
 constexpr int warp_room = 9920;
 constexpr int inbox = 16;  // behind the barrier
 constexpr int inbox_bytes = column_channels * octet_states * 4;
@@ -42,20 +42,28 @@ struct Leg {
     static constexpr int values_bytes = octet_elements * 2;
 
     static constexpr int c = tokens * Rows::stride;
-    static constexpr int z = c + values_bytes;
-    static constexpr int other_y = z + values_bytes;
-    static constexpr int stage_bytes = other_y + values_bytes;
+    static constexpr int other_y = c + values_bytes;
+    static constexpr int z = other_y + values_bytes;
+    static constexpr int stage_bytes = z + values_bytes;
 
     static constexpr int stage = inbox + inbox_bytes;        // the first one
     static constexpr int in = stage + stages * stage_bytes;  // B in fp32
     static constexpr int steps = in + octets * in_bytes;
     static_assert(steps + octet_tokens / 2 * pair_bytes <= warp_room);
 
-    // What the warps of a block have in common: dt_weight; by lane, dt_bias and D, and A; where arrays begin.
-    static constexpr int biases = weight_bytes(Rank);
+    // What the warps of a block have in common: dt_weight; by lane, dt_bias and D, and A; and where of leg 0 the lane's
+    // part lies: of rows and c, what merging takes, y and the merged results.
+    static constexpr int biases = octets * weight_bytes(Rank);
     static constexpr int rates = biases + warp_size * 16;
-    static constexpr int places = rates + 2 * warp_size * 16;
-    static_assert(places + 64 <= common_room);
+    static constexpr int inputs = rates + 2 * warp_size * 16;
+    static constexpr int gates = inputs + warp_size * 16;
+    static constexpr int y = gates + warp_size * 16;
+    static constexpr int merged = y + warp_size * 8;
+    static_assert(merged + warp_size * 8 <= common_room);
+
+    // Bytes from a leg's rows to the next one's, and from its values in the order of c.
+    static constexpr int rows_step = tokens * Rows::bytes;
+    static constexpr int values_step = octets * octet_elements * 2;
 };
 
 // A warp's part in a relay, brief or not. Lanes prepare, and store, a leg's elements in the order of c: [i][t] is
@@ -109,8 +117,6 @@ public:
     }
 
 private:
-    enum Array { Rows, C, Y, OtherY, Z, MergedY };
-
     __device__ int legs() const { return last_leg_ + 1; }
     // The leg that comes `step`th on the direction's walk, and the `i`th octet of it.
     __device__ int leg_at(int step) const { return forward_ ? step : last_leg_ - step; }
@@ -119,71 +125,83 @@ private:
     // Which token of an octet a step is.
     __device__ int token_of_step(int step) const { return forward_ ? step : octet_tokens - 1 - step; }
     // Of the lane's elements, the octet, the channels, and the rows.
-    __device__ int own_octet() const { return Half ? lane_.index / 16 : 0; }
-    __device__ int channel_of(int i) const { return first_channel_ + channel_of_row(Half ? lane_.g % 4 : lane_.g, i); }
-    __device__ int row_of(int i) const { return Half ? 8 * own_octet() + lane_.g % 4 + 4 * i : lane_.g + 8 * i; }
+    __device__ int own_octet() const { return Half ? lane_.index >> 4 : 0; }
+    __device__ int channel_of(int i) const { return first_channel_ + channel_of_row(Half ? lane_.g & 3 : lane_.g, i); }
+    __device__ int row_of(int i) const { return Half ? 8 * own_octet() + (lane_.g & 3) + 4 * i : lane_.g + 8 * i; }
     // Where rows are tokens, the lane has step g of an octet, of its channels the own_place()th four.
-    __device__ int token_octet() const { return Half ? lane_.q / 2 : 0; }
-    __device__ int own_place() const { return Half ? lane_.q % 2 : lane_.q; }
+    __device__ int token_octet() const { return Half ? lane_.q >> 1 : 0; }
+    __device__ int own_place() const { return Half ? lane_.q & 1 : lane_.q; }
 
     __device__ unsigned next_stage() const { return 2 * Sizes::stage + Sizes::stage_bytes - stage_; }
 
-    // Where a lane's copies of a leg come from: rows, c, and of 16 lanes the other direction's y, of the others z.
-    struct Sources {
-        const char *rows, *c, *gates;
+    // What of a leg's z and the other direction's y a lane copies, of leg 0: the first 16 lanes y, the others z. From
+    // leg to leg it is `step` bytes on, and it is there if its first token is, the `token`th of the leg.
+    struct Gate {
+        std::size_t from;
+        int step, token;
     };
-    __device__ const char* gates() const { return array(lane_.index < 16 ? OtherY : Z); }
+    // Where a lane's copies of leg 0 come from.
+    struct Sources {
+        std::size_t rows, c;
+        Gate gate;
+    };
     template <bool Merged>
     __device__ Sources sources() const {
-        return {array(Rows), array(C), Merged ? gates() : nullptr};
+        const auto two = load_shared<ulonglong2>(common_ + Sizes::inputs + lane_.index * 16);
+        return {two.x, two.y, Merged ? gate() : Gate{}};
+    }
+    __device__ Gate gate() const { return load_shared<Gate>(common_ + Sizes::gates + lane_.index * 16); }
+    // Where a lane's results of leg 0 go.
+    __device__ std::size_t place(int results) const {
+        return load_shared<std::size_t>(common_ + results + lane_.index * 8);
+    }
+    // A place in global memory, `legs` legs of `step` bytes on.
+    __device__ static char* leg_of(std::size_t place, int legs, int step) {
+        return static_cast<char*>(__cvta_global_to_generic(place + static_cast<std::int64_t>(legs) * step));
     }
 
     // Begins to fetch a leg's rows and c; beyond the last token, zeros; beyond the last leg, nothing.
     __device__ void fetch(int step, unsigned stage, const Sources& from) const {
         const bool wanted = step < legs();
-        const int leg = leg_at(step), first = leg * Sizes::tokens;
-        const char* rows = from.rows + static_cast<std::int64_t>(first) * Fetched::bytes + lane_.index * piece_bytes;
-        const int there = min(a_.tokens - first, Sizes::tokens) * Fetched::bytes - lane_.index * piece_bytes;
+        const int leg = leg_at(step);
+        const char* rows = leg_of(from.rows, leg, Sizes::rows_step);
+        const int there =
+            min(a_.tokens - leg * Sizes::tokens, Sizes::tokens) * Fetched::bytes - lane_.index * piece_bytes;
         const unsigned to = memory_ + stage + Fetched::place_of(lane_.index);
         constexpr int pieces = Sizes::tokens * Fetched::pieces;
 #pragma unroll
         for (int k = 0; k < pieces; k += warp_size)
             copy_async_or_clear(to + Fetched::place_of(k), rows + k * piece_bytes, k * piece_bytes < there,
                                 wanted && (k + warp_size <= pieces || k + lane_.index < pieces));
-        const int octet = octet_of(leg, piece_octet());
         copy_async_or_clear(memory_ + stage + Sizes::c + lane_.index * piece_bytes,
-                            from.c + piece_of(min(octet, last_octet_)), octet <= last_octet_,
-                            wanted && lane_.index < 16);
+                            leg_of(from.c, leg, Sizes::values_step),
+                            !Half || leg * Sizes::tokens + piece_token() < a_.tokens, wanted && lane_.index < 16);
     }
     // Until the other direction's y are there, which a warp wants for its first leg of those that are merged. Then what
     // else that leg needs, and the next one.
     __device__ void meet(int step) const {
         if (a_.directions == 2) wait_for_cluster();
-        fetch_gates(step, stage_, gates());
-        fetch_gates(step + warps_, next_stage(), gates());
+        const Gate from = gate();
+        fetch_gate(step, stage_, from);
+        fetch_gate(step + warps_, next_stage(), from);
         commit_copies();
         wait_for_copies<0>();
         __syncwarp();
     }
     // A leg's z, and the other direction's y.
-    __device__ void fetch_gates(int step, unsigned stage, const char* from) const {
+    __device__ void fetch_gate(int step, unsigned stage, const Gate& from) const {
         const int leg = leg_at(step);
-        const int piece = lane_.index % 16;
-        const bool takes_z = lane_.index >= 16;
-        const int token = leg * Sizes::tokens + (Half ? piece : piece / 2);
-        const std::int64_t z =
-            row_of_stride(min(token, a_.tokens - 1), a_.z_stride) + (Half ? 0 : piece % 2 * piece_bytes);
-        const std::int64_t y = piece_of(min(octet_of(leg, piece_octet()), last_octet_));
-        copy_async_or_clear(memory_ + stage + (takes_z ? Sizes::z : Sizes::other_y) + piece * piece_bytes,
-                            from + (takes_z ? z : y), true, step < legs() && (takes_z || a_.directions == 2));
+        copy_async_or_clear(memory_ + stage + Sizes::other_y + lane_.index * piece_bytes,
+                            leg_of(from.from, leg, from.step), true,
+                            step < legs() && leg * Sizes::tokens + from.token < a_.tokens);
     }
-    // Of a leg's values in the order of c, and of its z, 16 bytes are for each of 16 lanes to copy.
-    __device__ int piece_octet() const {
-        return Half ? lane_.index % 16 / 8 : 0;
+    // Of a leg's values in the order of c, and of its z, 16 bytes are for each of 16 lanes to copy: the first token
+    // that they belong to.
+    __device__ int piece_token() const {
+        return Half ? octet_in_leg(lane_.index >> 3 & 1) * octet_tokens : 0;
     }
-    __device__ std::int64_t piece_of(int octet) const {
-        return static_cast<std::int64_t>(octet) * (octet_elements * static_cast<int>(sizeof(T))) +
-               lane_.index % (Half ? 8 : 16) * piece_bytes;
+    __device__ int z_token() const {
+        return Half ? lane_.index & 15 : (lane_.index & 15) >> 1;
     }
 
     // `First`: of the warp's legs that are merged.
@@ -198,6 +216,7 @@ private:
         compute_ahead(left, state);
         States before = {};
         if constexpr (Brief) {
+            if constexpr (Half) forget(lane_.index);
             if (step > 0) receive(before, nothing_of(left[octet_tokens - 1], state[octet_tokens - 1]));
             if (step < last_leg_) hand_on_at_once(left, before, state);
             take_on_at_once(left, before, state);
@@ -210,14 +229,14 @@ private:
         if constexpr (Half || !Brief) forget(lane_.q);
         // Where arrays lie is asked for before it is wanted.
         const Sources from = sources<Merged>();
-        char* const results = array(Merged ? MergedY : Y);
+        const std::size_t results = place(Merged ? Sizes::merged : Sizes::y);
         float y[2][2];
         read(state, y);
         if constexpr (First) meet(step);
         finish<Merged>(leg_at(step), results, y);
         __syncwarp();
         fetch(step + 2 * warps_, stage_, from);
-        if constexpr (Merged) fetch_gates(step + 2 * warps_, stage_, from.gates);
+        if constexpr (Merged) fetch_gate(step + 2 * warps_, stage_, from.gate);
         commit_copies();
         stage_ = next_stage();
     }
@@ -259,23 +278,22 @@ private:
     __device__ float4 load_biases() const {
         return load_shared<float4>(common_ + Sizes::biases + lane_.index * 16);
     }
-    // x = dt_weight delta + dt_bias of the lane's elements.
+    // x = dt_weight delta + dt_bias of the lane's elements. With two octets the weights are there twice, for each octet
+    // with zeros in the other's rows, so that both products go to one sum.
     __device__ void project(float (&x)[2][2]) const {
-        float sum[Sizes::octets][4];
         const float4 biases = load_biases();
+        float sum[4] = {biases.x, biases.x, biases.y, biases.y};
 #pragma unroll
         for (int o = 0; o < Sizes::octets; ++o) {
-            for_each_element([&](int i, int t) { sum[o][2 * i + t] = i == 0 ? biases.x : biases.y; });
 #pragma unroll
             for (int k = 0; k < Rank / 16; ++k) {
-                const auto weight = load_shared<uint4>(common_ + (k * warp_size + lane_.index) * 16);
+                const auto weight =
+                    load_shared<uint4>(common_ + o * weight_bytes(Rank) + (k * warp_size + lane_.index) * 16);
                 const Values low_rank = values_at(row_at(o) + (16 * k + 4 * lane_.q) * 2);
-                multiply_add<T>(sum[o], {weight.x, weight.y, weight.z, weight.w}, {low_rank.word(0), low_rank.word(1)});
+                multiply_add<T>(sum, {weight.x, weight.y, weight.z, weight.w}, {low_rank.word(0), low_rank.word(1)});
             }
         }
-        for_each_element([&](int i, int t) {
-            x[i][t] = Half && own_octet() == 1 ? sum[Sizes::octets - 1][2 * i + t] : sum[0][2 * i + t];
-        });
+        for_each_element([&](int i, int t) { x[i][t] = sum[2 * i + t]; });
     }
 
     // Of every row and step: how much is left of the states before it, and what is added to them. In a brief relay: how
@@ -402,7 +420,7 @@ private:
         float out[Sizes::octets][4];
 #pragma unroll
         for (int s = 0; s < Sizes::octets; ++s) {
-            const int octet = Half ? (lane_.g / 2 + s) % 2 : 0;
+            const int octet = Half ? ((lane_.g >> 1) + s) & 1 : 0;
             load_values(row_at(octet) + (Rank + octet_states + 4 * lane_.q) * 2, out[s]);
         }
         float sum[2][2] = {};
@@ -436,7 +454,7 @@ private:
 
     // Adds D c, merges, and stores.
     template <bool Merged>
-    __device__ void finish(int leg, char* results, float (&y)[2][2]) const {
+    __device__ void finish(int leg, std::size_t results, float (&y)[2][2]) const {
         float c[4];
         load_values(memory_ + stage_ + Sizes::c + lane_.index * 8, c);
         const float4 biases = load_biases();
@@ -445,8 +463,8 @@ private:
             float other[4] = {}, z[4];
             // Whose steps are the other way round.
             if (a_.directions == 2) load_values(memory_ + stage_ + Sizes::other_y + (lane_.index ^ 3) * 8, other);
-            const unsigned own_row = octet_in_leg(token_octet()) * octet_tokens + token_of_step(lane_.g);
-            Values values = values_at(memory_ + stage_ + Sizes::z + own_row * (Sizes::channels * 2) + own_place() * 8);
+            Values values =
+                values_at(memory_ + stage_ + Sizes::z + own_row() * (Sizes::channels * 2) + own_place() * 8);
             turn(values);
             values.to_floats(z);
             for_each_element([&](int i, int t) {
@@ -454,37 +472,29 @@ private:
             });
             values = Values::of({y[0][0], y[0][1], y[1][0], y[1][1]});
             turn(values);
-            const int token = leg * Sizes::tokens + static_cast<int>(own_row);
-            if (token < a_.tokens) values.put(results + row_of_stride(token, a_.merged_stride) + own_place() * 8);
+            if (leg * Sizes::tokens + own_row() < a_.tokens)
+                values.put(leg_of(results, leg, row_bytes(a_.merged_stride) * Sizes::tokens));
         } else {
-            const int octet = octet_of(leg, own_octet());
-            if (!Half || octet <= last_octet_)
-                Values::of({y[0][0], y[0][1], y[1][0], y[1][1]})
-                    .put(results + static_cast<std::int64_t>(octet) * (octet_elements * static_cast<int>(sizeof(T))) +
-                         lane_.index % (warp_size / Sizes::octets) * 8);
+            if (!Half || octet_of(leg, own_octet()) <= last_octet_)
+                Values::of({y[0][0], y[0][1], y[1][0], y[1][1]}).put(leg_of(results, leg, Sizes::values_step));
         }
     }
 
-    // An array of the image and unit, from its first element.
-    __device__ char* array(Array which) const {
-        return static_cast<char*>(
-            __cvta_global_to_generic(load_shared<std::size_t>(common_ + Sizes::places + 8 * which)));
+    __device__ static int row_bytes(std::int64_t stride) {
+        return static_cast<int>(stride) * static_cast<int>(sizeof(T));
     }
-    __device__ void store_array(Array which, const void* array, std::int64_t element) const {
-        store_shared(common_ + Sizes::places + 8 * which,
-                     __cvta_generic_to_global(static_cast<const T*>(array) + element));
-    }
-    // Bytes from there to a row.
-    __device__ static std::int64_t row_of_stride(int row, std::int64_t stride) {
-        const int bytes = static_cast<int>(stride) * static_cast<int>(sizeof(T));
-        return static_cast<std::int64_t>(row) * bytes;
+    // Where the lane's own step, its g, lies in a leg whose rows are tokens.
+    __device__ int own_row() const {
+        return octet_in_leg(token_octet()) * octet_tokens + token_of_step(lane_.g);
     }
 
     // What the block's warps have in common, by one of them.
     __device__ void store_common(int image, int direction) const {
         const ScanDirection& d = direction_of(a_, direction);
         const int channels[2] = {channel_of(0), channel_of(1)};
-        store_weights<T, Rank>(common_, d.dt_weight, channels, lane_);  // those of half a column twice
+#pragma unroll
+        for (int o = 0; o < Sizes::octets; ++o)
+            store_weights<T, Rank>(common_ + o * weight_bytes(Rank), d.dt_weight, channels, lane_, own_octet() == o);
         store_shared(common_ + Sizes::biases + lane_.index * 16,
                      float4{d.dt_bias[channels[0]], d.dt_bias[channels[1]], d.skip[channels[0]], d.skip[channels[1]]});
 #pragma unroll
@@ -498,12 +508,29 @@ private:
             static_cast<std::int64_t>(image) * (a_.channels / column_channels) + first_channel_ / column_channels;
         const std::int64_t first =
             columns_before * (last_octet_ + 1) * octet_elements + first_channel_ % column_channels * octet_tokens;
-        store_array(Rows, d.projected, first_row * (Rank + 2 * octet_states));
-        store_array(C, d.c, first);
-        store_array(Y, d.y, first);
-        store_array(OtherY, direction_of(a_, 1 - direction).y, first);
-        store_array(Z, a_.z, first_row * a_.z_stride + first_channel_);
-        store_array(MergedY, a_.merged, first_row * a_.merged_stride + first_channel_);
+        const auto at = [](const void* array, std::int64_t byte) {
+            return __cvta_generic_to_global(static_cast<const char*>(array) + byte);
+        };
+        const std::int64_t values = first * static_cast<int>(sizeof(T)), octet_bytes = octet_elements * sizeof(T);
+        const std::int64_t piece =
+            values + piece_token() / octet_tokens * octet_bytes + (lane_.index & (Half ? 7 : 15)) * piece_bytes;
+        const std::int64_t channel = first_channel_ * static_cast<int>(sizeof(T));
+        const bool takes_z = lane_.index >= 16;
+        store_shared(
+            common_ + Sizes::inputs + lane_.index * 16,
+            ulonglong2{at(d.projected, first_row * Fetched::bytes + lane_.index * piece_bytes), at(d.c, piece)});
+        const int never = a_.tokens;
+        const Gate gate = takes_z ? Gate{at(a_.z, (first_row + z_token()) * row_bytes(a_.z_stride) + channel +
+                                                      (Half ? 0 : (lane_.index & 1) * piece_bytes)),
+                                         row_bytes(a_.z_stride) * Sizes::tokens, z_token()}
+                                  : Gate{at(direction_of(a_, 1 - direction).y, piece), Sizes::values_step,
+                                         a_.directions == 2 ? piece_token() : never};
+        store_shared(common_ + Sizes::gates + lane_.index * 16, gate);
+        store_shared(common_ + Sizes::y + lane_.index * 8,
+                     at(d.y, values + octet_in_leg(own_octet()) * octet_bytes +
+                                 (lane_.index & (warp_size / Sizes::octets - 1)) * 8));
+        store_shared(common_ + Sizes::merged + lane_.index * 8,
+                     at(a_.merged, (first_row + own_row()) * row_bytes(a_.merged_stride) + channel + own_place() * 8));
     }
 
     const Scan& a_;

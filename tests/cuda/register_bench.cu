@@ -1,10 +1,11 @@
-// Times what registers cost to read: cycles of a scheduler for each multiply-add, by how many registers it reads. What
-// docs/performance.md says of version 8 of the scan comes from here.
+// Times what registers cost to read: cycles of a scheduler for each multiply-add, by how many registers it reads; and
+// the clock that the card keeps, with and without tensor cores. What docs/performance.md says of both comes from here.
 #include <cuda_runtime.h>
 
 #include <cstdio>
 
 #include "device_array.h"
+#include "ptx.cuh"
 
 using namespace vimrt;
 using namespace vimrt::cuda::test;
@@ -68,6 +69,53 @@ void time_one(float* out, Span* span) {
                 static_cast<double>(found.end - found.begin) / (rounds * instructions * warps_of_scheduler));
 }
 
+// Keeps a multiprocessor busy with multiply-adds, and with a tensor-core product behind so many of them.
+constexpr int long_rounds = 40000;
+template <bool products>
+__global__ void __launch_bounds__(threads, 1) keep_busy(float* out, Span* span, float x) {
+    float sum[sums];
+    for (int i = 0; i < sums; ++i) sum[i] = x * static_cast<float>(threadIdx.x + i);
+    float product[4] = {};
+    __syncthreads();
+    const auto begin = static_cast<unsigned long long>(clock64());
+#pragma unroll 1
+    for (int round = 0; round < long_rounds; ++round) {
+#pragma unroll
+        for (int i = 0; i < instructions; ++i)
+            asm volatile("fma.rn.f32 %0, %0, %0, %1;" : "+f"(sum[i % sums]) : "f"(x));
+        if constexpr (products) cuda::multiply_add<__half>(product, {1U, 2U, 3U, 4U}, {__float_as_uint(sum[0]), 5U});
+    }
+    const auto end = static_cast<unsigned long long>(clock64());
+    float all = product[0];
+    for (int i = 0; i < sums; ++i) all += sum[i];
+    out[threadIdx.x] = all;
+    if (blockIdx.x != 0) return;
+    atomicMin(&span->begin, begin);
+    atomicMax(&span->end, end);
+}
+
+template <bool products>
+void tell_clock(const char* name, float* out, Span* span) {
+    int blocks = 0;
+    require(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, 0));
+    cudaEvent_t begin = nullptr, end = nullptr;
+    require(cudaEventCreate(&begin));
+    require(cudaEventCreate(&end));
+    Span found{};
+    float ms = 0;
+    for (int run = 0; run < 5; ++run) {  // the last one counts
+        const Span none{~0ULL, 0};
+        require(cudaMemcpy(span, &none, sizeof(none), cudaMemcpyHostToDevice));
+        require(cudaEventRecord(begin));
+        keep_busy<products><<<blocks, threads>>>(out, span, 0.5F);
+        require(cudaEventRecord(end));
+        require(cudaEventSynchronize(end));
+        require(cudaEventElapsedTime(&ms, begin, end));
+        require(cudaMemcpy(&found, span, sizeof(found), cudaMemcpyDeviceToHost));
+    }
+    std::printf("%-30s %.2f GHz\n", name, static_cast<double>(found.end - found.begin) / ms * 1e-6);
+}
+
 }  // namespace
 
 int main() {
@@ -76,5 +124,7 @@ int main() {
         (time_one<reads>(out.floats(), static_cast<Span*>(span.data())), ...);
     };
     all.template operator()<Reads::One, Reads::Two, Reads::Three>();
+    tell_clock<false>("multiply-adds", out.floats(), static_cast<Span*>(span.data()));
+    tell_clock<true>("with a tensor-core product in 128", out.floats(), static_cast<Span*>(span.data()));
     return 0;
 }
