@@ -100,9 +100,9 @@ public:
 
     __device__ void run() {
         int step = warp_;
-        fetch(step, stage_, sources<false>());
+        fetch(step, stage_, sources());
         commit_copies();
-        fetch(step + warps_, next_stage(), sources<false>());
+        fetch(step + warps_, next_stage(), sources());
         commit_copies();
         const int plain = plain_legs();
         for (; step < plain; step += warps_) take_leg<false>(step);
@@ -140,17 +140,15 @@ private:
         std::size_t from;
         int step, token;
     };
-    // Where a lane's copies of leg 0 come from.
+    __device__ Gate gate() const { return load_shared<Gate>(common_ + Sizes::gates + lane_.index * 16); }
+    // Where a lane's copies of leg 0 come from besides.
     struct Sources {
         std::size_t rows, c;
-        Gate gate;
     };
-    template <bool Merged>
     __device__ Sources sources() const {
         const auto two = load_shared<ulonglong2>(common_ + Sizes::inputs + lane_.index * 16);
-        return {two.x, two.y, Merged ? gate() : Gate{}};
+        return {two.x, two.y};
     }
-    __device__ Gate gate() const { return load_shared<Gate>(common_ + Sizes::gates + lane_.index * 16); }
     // Where a lane's results of leg 0 go.
     __device__ std::size_t place(int results) const {
         return load_shared<std::size_t>(common_ + results + lane_.index * 8);
@@ -216,6 +214,7 @@ private:
         compute_ahead(left, state);
         States before = {};
         if constexpr (Brief) {
+            // Else the compiler keeps what follows from it in local memory, for which others wait.
             if constexpr (Half) forget(lane_.index);
             if (step > 0) receive(before, nothing_of(left[octet_tokens - 1], state[octet_tokens - 1]));
             if (step < last_leg_) hand_on_at_once(left, before, state);
@@ -227,8 +226,8 @@ private:
         }
         if constexpr (Half) forget(lane_.g);
         if constexpr (Half || !Brief) forget(lane_.q);
-        // Where arrays lie is asked for before it is wanted.
-        const Sources from = sources<Merged>();
+        // Where these lie is asked for before it is wanted; of the gate there is no room to keep it.
+        const Sources from = sources();
         const std::size_t results = place(Merged ? Sizes::merged : Sizes::y);
         float y[2][2];
         read(state, y);
@@ -236,7 +235,7 @@ private:
         finish<Merged>(leg_at(step), results, y);
         __syncwarp();
         fetch(step + 2 * warps_, stage_, from);
-        if constexpr (Merged) fetch_gate(step + 2 * warps_, stage_, from.gate);
+        if constexpr (Merged) fetch_gate(step + 2 * warps_, stage_, gate());
         commit_copies();
         stage_ = next_stage();
     }
