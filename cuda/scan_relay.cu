@@ -124,7 +124,8 @@ private:
     __device__ int octet_of(int leg, int i) const { return leg * Sizes::octets + octet_in_leg(i); }
     // Which token of an octet a step is.
     __device__ int token_of_step(int step) const { return forward_ ? step : octet_tokens - 1 - step; }
-    // Of the lane's elements, the octet, the channels, and the rows.
+    // Of the lane's elements, the octet, the channels, and the rows. By bits: the compiler does not know that lanes'
+    // numbers are not negative, and takes four instructions for a remainder.
     __device__ int own_octet() const { return Half ? lane_.index >> 4 : 0; }
     __device__ int channel_of(int i) const { return first_channel_ + channel_of_row(Half ? lane_.g & 3 : lane_.g, i); }
     __device__ int row_of(int i) const { return Half ? 8 * own_octet() + (lane_.g & 3) + 4 * i : lane_.g + 8 * i; }
@@ -518,7 +519,7 @@ private:
         store_shared(
             common_ + Sizes::inputs + lane_.index * 16,
             ulonglong2{at(d.projected, first_row * Fetched::bytes + lane_.index * piece_bytes), at(d.c, piece)});
-        const int never = a_.tokens;
+        const int never = a_.tokens;  // the first one that is not there
         const Gate gate = takes_z ? Gate{at(a_.z, (first_row + z_token()) * row_bytes(a_.z_stride) + channel +
                                                       (Half ? 0 : (lane_.index & 1) * piece_bytes)),
                                          row_bytes(a_.z_stride) * Sizes::tokens, z_token()}
