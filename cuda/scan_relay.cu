@@ -63,7 +63,7 @@ struct Leg {
 
     // Bytes from a leg's rows to the next one's, and from its values in the order of c.
     static constexpr int rows_step = tokens * Rows::bytes;
-    static constexpr int values_step = octets * octet_elements * 2;
+    static constexpr int values_step = octets * values_bytes;
 };
 
 // A warp's part in a relay, brief or not. Lanes prepare, and store, a leg's elements in the order of c: [i][t] is
@@ -511,7 +511,7 @@ private:
         const auto at = [](const void* array, std::int64_t byte) {
             return __cvta_generic_to_global(static_cast<const char*>(array) + byte);
         };
-        const std::int64_t values = first * static_cast<int>(sizeof(T)), octet_bytes = octet_elements * sizeof(T);
+        const std::int64_t values = first * static_cast<int>(sizeof(T)), octet_bytes = Sizes::values_bytes;
         const std::int64_t piece =
             values + piece_token() / octet_tokens * octet_bytes + (lane_.index & (Half ? 7 : 15)) * piece_bytes;
         const std::int64_t channel = first_channel_ * static_cast<int>(sizeof(T));
