@@ -9,7 +9,6 @@
 #include <cmath>
 #include <iterator>
 #include <optional>
-#include <utility>
 
 #include "before_scan.h"
 #include "between_scans.h"
@@ -33,37 +32,47 @@ std::int64_t round_up(std::int64_t a, std::int64_t b) {
 // quarters, are taken; with many turns that evens out.
 constexpr double turns_taken = 0.8;
 constexpr double many_turns = 4;
-bool are_turns_taken(int warps, int chip) {
-    const double turns = warps / (4.0 * chip);
+double turns_of(int warps, int chip) {
+    return warps / (4.0 * chip);
+}
+bool are_turns_taken(double turns) {
     return turns >= many_turns || (turns > 1 && turns >= turns_taken * std::ceil(turns));
 }
 
-// What relays make where the whole chip is busy, T updates/s of an H100: of four warps, by how many a multiprocessor
-// has; of twelve, for columns and for halves, which take a multiprocessor each.
-constexpr double short_relays[] = {1.18, 1.76, 1.96};
-constexpr double long_relays = 1.84, long_halves = 1.60;
+// Where both could be taken, strips are faster but with many turns, and but for time steps of a high rank, which are
+// computed for each strip by products half of which is nothing.
+constexpr int strips_rank = 32;
 
-// Of as many units of work as so many multiprocessors take one of at a time, how much of the chip is busy.
-double busy(int units, int chip) {
-    const int rounds = (units + chip - 1) / chip;
-    return static_cast<double>(units) / (static_cast<double>(rounds) * chip);
-}
+// A kind of relay, what it takes of a column, and what it makes where all multiprocessors have as many at a time as
+// the rate's place says, up to as many as there is room for: T updates/s of an H100 (`scan_bench`).
+struct RelayKind {
+    ScanForm form;
+    int parts;  // of a column
+    std::vector<double> rates;
 
-// The relay that makes most of so many columns of all directions and images. With few tokens there is little to share
-// out.
+    // How long so many columns take on so many multiprocessors, the unit being the same for all kinds.
+    double time(int columns, int chip) const {
+        const std::size_t rounds = blocks_for(std::int64_t{columns} * parts, chip);  // if they had one at a time
+        const std::size_t room = rates.size(), rest = rounds % room;
+        const double last = rest == 0 ? 0 : static_cast<double>(rest) / rates[rest - 1];
+        return (static_cast<double>(rounds - rest) / rates[room - 1] + last) / parts;
+    }
+};
+
+// The relay that takes least time for so many columns of all directions and images. With few tokens there is little to
+// share out.
 constexpr int few_tokens = 1024;
 ScanForm best_relay(int columns, int tokens, int chip) {
     if (tokens <= few_tokens && columns >= chip && columns < 2 * chip) return {ScanForm::Relay, 0, 6};
-    constexpr int most = static_cast<int>(std::size(short_relays));  // a multiprocessor has room for
-    const int together = std::clamp((columns + chip - 1) / chip, 1, most);
-    const std::pair<double, ScanForm> relays[] = {
-        {short_relays[together - 1] * busy(columns, together * chip), {ScanForm::Relay, 0, 4}},
-        {long_relays * busy(columns, chip), {ScanForm::Relay, 0, 12}},
-        {long_halves * busy(2 * columns, chip), {ScanForm::Halves, 0, 12}},
+    const RelayKind kinds[] = {
+        {{ScanForm::Relay, 0, 4}, 1, {1.32, 1.92, 2.08}},
+        {{ScanForm::Relay, 0, 12}, 1, {1.95}},
+        {{ScanForm::Halves, 0, 4}, 2, {1.20, 1.64, 1.86}},
+        {{ScanForm::Halves, 0, 12}, 2, {1.69}},
     };
-    return std::max_element(std::begin(relays), std::end(relays),
-                            [](const auto& a, const auto& b) { return a.first < b.first; })
-        ->second;
+    return std::min_element(std::begin(kinds), std::end(kinds),
+                            [&](const auto& a, const auto& b) { return a.time(columns, chip) < b.time(columns, chip); })
+        ->form;
 }
 
 // Where there are no relays or no room for them: warps by multiprocessor that chunks should make, of so many octets at
@@ -75,13 +84,15 @@ constexpr int enough_chunks = 5;
 // Forms in the order of preference.
 std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& device) {
     const int chip = std::max(1, device.multiprocessors);
-    const int columns = a.batch * a.directions * (a.channels / column_channels);
+    const int columns = std::max(1, a.batch * a.directions * (a.channels / column_channels));
     const ScanForm whole{ScanForm::Octets}, strips{ScanForm::Strips}, wide{ScanForm::Columns};
     const ScanForm relay{ScanForm::Relay, 0, 4};
-    if (are_turns_taken(columns, chip)) return {whole, wide};
-    if (are_turns_taken(2 * columns, chip)) return {strips, relay, whole, wide};
-    const ScanForm chunks{ScanForm::Octets, std::min(chunk_warps * chip / std::max(1, columns),
-                                                     a.tokens / octet_tokens / 2 / least_chunk)};
+    const double turns = turns_of(columns, chip), of_strips = turns_of(2 * columns, chip);
+    if (are_turns_taken(turns) && (turns >= many_turns || a.rank > strips_rank)) return {whole, wide};
+    if (are_turns_taken(of_strips)) return {strips, relay, whole, wide};
+    if (are_turns_taken(turns)) return {whole, wide};
+    const ScanForm chunks{ScanForm::Octets,
+                          std::min(chunk_warps * chip / columns, a.tokens / octet_tokens / 2 / least_chunk)};
     const ScanForm best = best_relay(columns, a.tokens, chip);
     if (chunks.chunks < enough_chunks) return {best, relay, whole, wide};
     return {best, chunks, relay, wide};
@@ -128,7 +139,7 @@ bool scan_takes(const Scan& a, const ScanForm& form, const DeviceProperties& dev
 std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device) {
     std::vector<ScanForm> forms{{ScanForm::Channels}, {ScanForm::Columns}, {ScanForm::Strips}};
     for (const int warps : {4, 6, 12}) forms.push_back({ScanForm::Relay, 0, warps});
-    for (const int warps : {4, 7, 12}) forms.push_back({ScanForm::Halves, 0, warps});
+    for (const int warps : {4, 12}) forms.push_back({ScanForm::Halves, 0, warps});
     for (const int chunks : {0, 1, 2, 7, 14, 28}) forms.push_back({ScanForm::Octets, chunks});
     std::erase_if(forms, [&](const ScanForm& form) { return !scan_takes(a, form, device); });
     return forms;

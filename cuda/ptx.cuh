@@ -25,6 +25,21 @@ __device__ inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], con
     }
 }
 
+// The same of half the depth, 16x8 and 8x8. Lane: a = row g, then g + 8, columns 2 q and 2 q + 1; b = rows 2 q, 2 q + 1
+// of column g.
+template <typename T>
+__device__ inline void multiply_add(float (&sum)[4], const unsigned (&a)[2], unsigned b) {
+    if constexpr (std::is_same_v<T, __half>) {
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+            : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+            : "r"(a[0]), "r"(a[1]), "r"(b));
+    } else {
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+            : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+            : "r"(a[0]), "r"(a[1]), "r"(b));
+    }
+}
+
 // sum += a b, 16x8 and 8x8, of fp32 cut to tf32: of 24 bits of a number the first 11 count. Lane: sum as above; a =
 // rows g, g + 8 of column q, then of column q + 4; b = row q of column g, then row q + 4.
 __device__ inline void multiply_add_tf32(float (&sum)[4], const float (&a)[4], const float (&b)[2]) {

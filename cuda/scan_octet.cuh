@@ -3,8 +3,9 @@
 //
 // Lane g = lane / 4, q = lane % 4 of a warp has the channels in rows g and g + 8 of the column, and of the 16 states
 // the `q`th four. Values of an octet are spread as tensor cores spread the sum of a product (ptx.cuh), with its steps
-// as columns: the lane has the steps 2 q and 2 q + 1 of both rows. The time steps' projection, and what C reads of the
-// states, are products on tensor cores.
+// as columns: the lane has the steps 2 q and 2 q + 1 of both rows. The time steps' projection, what is added to states,
+// drives times B, and what C reads of them are products on tensor cores; drives are rounded to the storage's 16 bits
+// for that, as c is, and sums are in fp32.
 #pragma once
 
 #include "ptx.cuh"
@@ -74,11 +75,27 @@ struct Octet {
     float y[2][2];      // begins as D c
 };
 
-// Bytes of shared memory of an octet's B, by step, and of its time steps and drives, by pairs of steps, a little apart
-// so that lanes meet different banks.
-constexpr int in_bytes = octet_tokens * octet_states * 4;
-constexpr int pair_bytes = column_channels * 16 + 32;
-constexpr int octet_bytes = in_bytes + octet_tokens / 2 * pair_bytes;
+// An octet's time steps in shared memory: halves by rows, a little apart so that lanes meet different banks.
+constexpr int half_steps = octet_tokens / 2;
+constexpr int half_row_bytes = half_steps * 4;
+constexpr int half_bytes = column_channels * half_row_bytes + 64;
+constexpr int octet_bytes = 2 * half_bytes;
+
+// Where steps 2 q and 2 q + 1 of a row lie. By bits, for the compiler takes more instructions for a remainder of what
+// it thinks may be negative.
+__device__ inline unsigned steps_place(const Lane& lane, int row, int half_bytes) {
+    return (lane.index >> 1 & 1) * half_bytes + row * half_row_bytes + (lane.index & 1) * 8;
+}
+// Loads a row's of half an octet.
+__device__ inline void load_steps(unsigned half, int row, float (&delta)[half_steps]) {
+    const auto four = load_shared<float4>(half + row * half_row_bytes);
+    delta[0] = four.x, delta[1] = four.y, delta[2] = four.z, delta[3] = four.w;
+}
+
+// Of a lane's values of steps 2 q and 2 q + 1, the `t`th alone, as a side of a product.
+__device__ inline unsigned step_alone(unsigned both, int t) {
+    return both & (t == 0 ? 0xFFFFU : 0xFFFF0000U);
+}
 
 // The cores cut states to tf32. Where numbers' digits are spread as in a table of logarithms, it has 3.52e-4 less of
 // them on average; this makes good for it.
@@ -139,7 +156,8 @@ public:
           direction_(direction),
           last_((a.tokens - 1) / octet_tokens),
           first_channel_(column * column_channels),
-          memory_(memory) {
+          memory_(memory),
+          steps_place_(kept(steps_place(lane, lane.g, half_bytes))) {
         const ScanDirection& d = direction_of(a, direction);
         const ScanDirection& other = direction_of(a, 1 - direction);
         const std::int64_t first_row = static_cast<std::int64_t>(image) * a.tokens;
@@ -205,14 +223,11 @@ public:
         if (a_.directions == 2) other_values_ = Values::at(row_in(other_y_, octet, octet_elements));
     }
 
-    // Of making ready the octet that was fetched: B to shared memory, and x of its time steps. What reads of its states
-    // is left in `out`.
-    __device__ void spread_and_project(unsigned buffer, Octet& octet, Values& out) const {
-        float in[4];
-        in_.to_floats(in);
-        out = out_;
-        // Of the step whose row the lane fetched.
-        store_shared(buffer + lane_.g * octet_states * 4 + lane_.q * 16, float4{in[0], in[1], in[2], in[3]});
+    // Of making ready the octet that was fetched: x of its time steps, and B by states, of steps 2 q and 2 q + 1; C is
+    // left in `out` as it is.
+    __device__ void turn_and_project(Octet& octet, Values& in, Values& out) const {
+        in = in_, out = out_;
+        turn(in);
         project(octet.delta);
     }
     // From x to the time step, drive and D c.
@@ -223,31 +238,16 @@ public:
         octet.drive[i][t] = octet.delta[i][t] * c[2 * i + t];
         octet.y[i][t] = skip_[i] * c[2 * i + t];
     }
-    // Time steps and drives to those who take them.
+    // Time steps to those who take them.
     __device__ void give_steps(unsigned buffer, const Octet& octet) const {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const float(&delta)[2] = octet.delta[i];
-            const float(&drive)[2] = octet.drive[i];
-            store_shared(steps(buffer) + lane_.q * pair_bytes + (lane_.g + 8 * i) * 16,
-                         float4{delta[0], drive[0], delta[1], drive[1]});
-        }
+        for (int i = 0; i < 2; ++i)
+            store_shared(buffer + steps_place_ + 8 * i * half_row_bytes, float2{octet.delta[i][0], octet.delta[i][1]});
     }
-
-    // Of a pair of steps, what a lane takes for one of its channels.
-    struct Pair {
-        float delta[2], drive[2];
-    };
-    __device__ void take_steps(unsigned buffer, int pair, Pair (&of)[2]) const {
+    // Those of half an octet, of the lane's channels.
+    __device__ void take_steps(unsigned buffer, int half, float (&delta)[2][half_steps]) const {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const auto four = load_shared<float4>(steps(buffer) + pair * pair_bytes + (lane_.g + 8 * i) * 16);
-            of[i] = {{four.x, four.z}, {four.y, four.w}};
-        }
-    }
-    // B of a step, of the lane's states.
-    __device__ void load_in(unsigned buffer, int step, float (&in)[lane_states]) const {
-        load_four(buffer + step * octet_states * 4 + lane_.q * 16, in);
+        for (int i = 0; i < 2; ++i) load_steps(buffer + half * half_bytes, lane_.g + 8 * i, delta[i]);
     }
 
     // What C of step t reads of the states behind it, left in `sum` where the step is the lane's.
@@ -307,15 +307,8 @@ private:
         return min(octet * octet_tokens + token_of_step(lane_.g), a_.tokens - 1);
     }
 
-    __device__ static unsigned steps(unsigned buffer) {
-        return buffer + in_bytes;
-    }
     __device__ unsigned weights() const {
         return buffer(2);
-    }
-    __device__ static void load_four(unsigned from, float (&to)[4]) {
-        const auto four = load_shared<float4>(from);
-        to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
     }
 
     __device__ static char* place(const void* array, std::int64_t element) {
@@ -344,7 +337,7 @@ private:
     const int direction_;
     const int last_;  // octet
     const int first_channel_;
-    const unsigned memory_;
+    const unsigned memory_, steps_place_;
     // The image's arrays, from where the lane reads and writes in the first token or octet.
     char *rows_, *c_, *y_, *other_y_, *z_, *merged_;
     float bias_[2], skip_[2];                            // of the lane's channels

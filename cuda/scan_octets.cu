@@ -13,8 +13,8 @@ namespace vimrt::cuda {
 
 namespace {
 
-constexpr int warps_of_block = 4;
-constexpr int blocks_of_multiprocessor = 4;  // by the registers that leaves a thread
+constexpr int warps_of_block = 2;
+constexpr int blocks_of_multiprocessor = 8;  // by the registers that leaves a thread
 // Of a lane's eight exponentials of a token, those that the multipliers compute.
 constexpr int polynomials = 1;
 
@@ -30,7 +30,6 @@ enum class Part { Plain, Merged, States };
 template <typename T, int Rank>
 class Walk {
     using Own = Column<T, Rank>;  // octets in turn
-    using Steps = typename Own::Pair[2];
 
 public:
     __device__ Walk(const Scan& a, int image, int column, int direction, const Lane& lane, unsigned memory)
@@ -53,7 +52,7 @@ public:
         take_over<part>(octet);
         column_.fetch(behind_);
         __syncwarp();
-        column_.take_steps(column_.buffer(0), 0, steps_);
+        column_.take_steps(column_.buffer(0), 0, delta_);
         find_decays(0, decay_);
     }
 
@@ -100,17 +99,18 @@ private:
         float out[4], gate[2][2], sum[2][2] = {};
         if constexpr (part != Part::States) out_.to_floats(out);
         States decay[2];
+        Added added;
         for_each_state([&](int i, int n) { decay[0][i][n] = decay_[i][n]; });
 #pragma unroll
         for (int t = 0; t < octet_tokens; ++t) {
-            const float drive[2] = {steps_[0].drive[t % 2], steps_[1].drive[t % 2]};
             // The next token's decays are on their way while this one's states are taken on.
-            if (t % 2 == 1) column_.take_steps(t == 7 ? there : here, (t + 1) / 2 % 4, steps_);
-            find_decays((t + 1) % 2, decay[(t + 1) % 2]);
-            float in[lane_states];
-            column_.load_in(here, t, in);
-            for_each_state(
-                [&](int i, int n) { state_[i][n] = next_state(decay[t % 2][i][n], state_[i][n], drive[i], in[n]); });
+            if (t % half_steps == half_steps - 1)
+                column_.take_steps(t + 1 == octet_tokens ? there : here, (t + 1) / half_steps % 2, delta_);
+            find_decays((t + 1) % half_steps, decay[(t + 1) % 2]);
+            if (t % 2 == 0) find_added(t / 2, added);
+            for_each_state([&](int i, int n) {
+                state_[i][n] = fmaf(decay[t % 2][i][n], state_[i][n], added[i][n / 2][t % 2 * 2 + n % 2]);
+            });
             if constexpr (part != Part::States) column_.read(t, state_, out, sum);
             prepare_part(t, there, next);
             if constexpr (part == Part::Merged) gate_part(t, gate);
@@ -131,19 +131,36 @@ private:
         behind_ = column_.octet_behind(behind_);
     }
 
-    // exp2(Delta A log2(e)) of the `t`th token of a pair.
+    // exp2(Delta A log2(e)) of the `t`th token of half an octet.
     __device__ void find_decays(int t, States& decay) const {
         for_each_state([&](int i, int n) {
-            const float x = steps_[i].delta[t] * rate_[i][n];
+            const float x = delta_[i][t] * rate_[i][n];
             decay[i][n] = n == 0 && i < polynomials ? exp2_by_polynomial(x) : exp2_fast(x);
         });
+    }
+    // What a pair of tokens adds to the states: of the lane's channel i [i][k] to states 2 k and 2 k + 1 of its four,
+    // by the first token and then by the second. Each is a product whose rows g are the drives of the first tokens of
+    // all pairs and rows g + 8 those of the second ones; B of other pairs is left out.
+    using Added = float[2][2][4];
+    __device__ void find_added(int pair, Added& added) const {
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            const unsigned in = lane_.q == pair ? in_.word(k) : 0;
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                // In place: with a sum of their own these spill registers.
+#pragma unroll
+                for (float& sum : added[i][k]) sum = 0;
+                multiply_add<T>(added[i][k], drive_[i], in);
+            }
+        }
     }
 
     // Of making ready the octet that was fetched, what is done beside the `t`th token of the one before.
     __device__ void prepare_part(int t, unsigned buffer, Octet& octet) {
         switch (t) {
             case 0:
-                column_.spread_and_project(buffer, octet, next_out_);
+                column_.turn_and_project(octet, next_in_, next_out_);
                 break;
             case 1:
             case 2:
@@ -158,7 +175,12 @@ private:
     // The octet that was prepared is the one at hand.
     template <Part part>
     __device__ void take_over(const Octet& octet) {
-        out_ = next_out_;
+        in_ = next_in_, out_ = next_out_;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const unsigned both = pack_two<T>(octet.drive[i][0], octet.drive[i][1]);
+            drive_[i][0] = step_alone(both, 0), drive_[i][1] = step_alone(both, 1);
+        }
         for_each_element(
             [&](int i, int t) { start_[i][t] = part == Part::States ? octet.delta[i][t] : octet.y[i][t]; });
     }
@@ -192,10 +214,12 @@ private:
     States state_ = {};
     int at_ = 0, behind_ = 0;  // octets: at hand, and the one that is prepared meanwhile
     unsigned turn_ = 0;        // bytes from the first buffer to that of the octet at hand
-    // Of the octet at hand: its first pair of steps and first decays, what reads of its states, and what y begins with.
-    Steps steps_;
+    // Of the octet at hand: time steps of its first half and its first decays, what is added to its states and reads of
+    // them, and what y begins with.
+    float delta_[2][half_steps];
     States decay_;
-    typename Own::Values out_, next_out_;
+    unsigned drive_[2][2];
+    typename Own::Values in_, next_in_, out_, next_out_;
     float start_[2][2];   // or, where there is no y, the octet's time steps
     float time_[2] = {};  // sums of the time steps of octets taken
 };

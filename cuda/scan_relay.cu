@@ -25,7 +25,7 @@ constexpr int max_warps = 12;  // by the registers that leaves a thread
 // for the states that it begins a leg with, and these. Barriers lie at the same places in every kernel: racecheck
 // remembers them from one to the next.
 constexpr int common_room = 6144;
-constexpr int warp_room = 9920;
+constexpr int warp_room = 8448;
 constexpr int inbox = 16;  // behind the barrier
 constexpr int inbox_bytes = column_channels * octet_states * 4;
 constexpr int stages = 2;
@@ -46,10 +46,9 @@ struct Leg {
     static constexpr int z = other_y + values_bytes;
     static constexpr int stage_bytes = z + values_bytes;
 
-    static constexpr int stage = inbox + inbox_bytes;        // the first one
-    static constexpr int in = stage + stages * stage_bytes;  // B in fp32
-    static constexpr int steps = in + octets * in_bytes;
-    static_assert(steps + octet_tokens / 2 * pair_bytes <= warp_room);
+    static constexpr int stage = inbox + inbox_bytes;  // the first one
+    static constexpr int steps = stage + stages * stage_bytes;
+    static_assert(steps + octet_bytes <= warp_room);
 
     // What the warps of a block have in common: dt_weight; by lane, dt_bias and D, and A; and where of leg 0 the lane's
     // part lies: of rows and c, what merging takes, y and the merged results.
@@ -209,10 +208,11 @@ private:
         if constexpr (Brief && !Half) forget(lane_.index), forget(lane_.g), forget(lane_.q);
         wait_for_copies<1>();
         __syncwarp();
-        give_steps();
+        Factors added;
+        give_steps(added);
         __syncwarp();
         States left[octet_tokens], state[octet_tokens];
-        compute_ahead(left, state);
+        compute_ahead(added, left, state);
         States before = {};
         if constexpr (Brief) {
             // Else the compiler keeps what follows from it in local memory, for which others wait.
@@ -252,26 +252,53 @@ private:
         values_at(at).to_floats(values);
     }
 
-    // B, and time steps and drives, to those who take them.
-    __device__ void give_steps() const {
+    // Of what is added to states, drive B: by parity of the step, drives as the left side of a product, whose rows are
+    // the leg's; and as its right side B of rows g and of rows g + 8. Where these are of two octets, even columns of
+    // the left side and rows of the right one are the first octet's, and odd ones the second's, of four steps.
+    struct Factors {
+        unsigned drive[2][2];
+        unsigned in[2][2];
+    };
+    // Time steps to those who take them.
+    __device__ void give_steps(Factors& added) const {
         // Nothing is read behind the first store: the compiler would have to wait for what comes before.
-        float delta[2][2], drive[2][2], c[4], in[Sizes::octets][4];
+        float delta[2][2], drive[2][2], c[4];
+        Values in[Sizes::octets];
 #pragma unroll
-        for (int i = 0; i < Sizes::octets; ++i) load_values(row_at(i) + (Rank + 4 * lane_.q) * 2, in[i]);
+        for (int i = 0; i < Sizes::octets; ++i) in[i] = values_at(row_at(i) + (Rank + 4 * lane_.q) * 2);
         load_values(memory_ + stage_ + Sizes::c + lane_.index * 8, c);
         project(delta);
-#pragma unroll
-        for (int i = 0; i < Sizes::octets; ++i)
-            store_shared(memory_ + Sizes::in + i * in_bytes + lane_.g * octet_states * 4 + lane_.q * 16,
-                         float4{in[i][0], in[i][1], in[i][2], in[i][3]});
         for_each_element([&](int i, int t) {
             delta[i][t] = softplus<false>(delta[i][t]);
             drive[i][t] = delta[i][t] * c[2 * i + t];
         });
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-            store_shared(memory_ + Sizes::steps + lane_.q * pair_bytes + row_of(i) * 16,
-                         float4{delta[i][0], drive[i][0], delta[i][1], drive[i][1]});
+            store_shared(memory_ + Sizes::steps + steps_place(lane_, row_of(i), half_bytes),
+                         float2{delta[i][0], delta[i][1]});
+        unsigned both[2];  // steps, by rows
+#pragma unroll
+        for (int i = 0; i < 2; ++i) both[i] = pack_two<T>(drive[i][0], drive[i][1]);
+        if constexpr (Half) exchange_rows(both[0], both[1]);
+#pragma unroll
+        for (int i = 0; i < Sizes::octets; ++i) turn(in[i]);
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            if constexpr (Half) {
+                const unsigned of[2] = {in[0].word(k), in[1].word(k)};
+                added.in[0][k] = __byte_perm(of[0], of[1], 0x5410), added.in[1][k] = __byte_perm(of[0], of[1], 0x7632);
+            } else {
+                added.in[0][k] = added.in[1][k] = in[0].word(k);
+            }
+        }
+#pragma unroll
+        for (int t = 0; t < 2; ++t) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const unsigned alone = step_alone(both[i], t);
+                added.drive[t][i] = !Half || i == t ? alone : t == 0 ? alone << 16 : alone >> 16;
+            }
+        }
     }
 
     // dt_bias of the lane's channels, and D.
@@ -298,29 +325,30 @@ private:
 
     // Of every row and step: how much is left of the states before it, and what is added to them. In a brief relay: how
     // much is left of the states before its octet, and the states if those are zero.
-    __device__ void compute_ahead(States (&left)[octet_tokens], States (&state)[octet_tokens]) const {
+    __device__ void compute_ahead(const Factors& added, States (&left)[octet_tokens],
+                                  States (&state)[octet_tokens]) const {
         States rate;
         load_rates(rate);
-        float4 two_steps[2];
+        float delta[2][half_steps];
 #pragma unroll
         for (int t = 0; t < octet_tokens; ++t) {
-            float4 in[2];
+            if (t % half_steps == 0) {
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                if (t % 2 == 0)
-                    two_steps[i] =
-                        load_shared<float4>(memory_ + Sizes::steps + t / 2 * pair_bytes + (lane_.g + 8 * i) * 16);
-                in[i] = load_shared<float4>(memory_ + Sizes::in + (Half ? i : 0) * in_bytes + t * octet_states * 4 +
-                                            lane_.q * 16);
+                for (int i = 0; i < 2; ++i)
+                    load_steps(memory_ + Sizes::steps + t / half_steps * half_bytes, lane_.g + 8 * i, delta[i]);
             }
+            // Other steps' drives are left out.
+            const bool own = lane_.q == t / 2;
+            const unsigned drive[2] = {own ? added.drive[t % 2][0] : 0, own ? added.drive[t % 2][1] : 0};
+            float in[2][4] = {};  // [k]: of states 2 k and 2 k + 1, of rows g and then g + 8
+#pragma unroll
+            for (int k = 0; k < 2; ++k) multiply_add<T>(in[k], drive, added.in[t % 2][k]);
             for_each_state([&](int i, int n) {
-                const float delta = t % 2 == 0 ? two_steps[i].x : two_steps[i].z;
-                const float drive = t % 2 == 0 ? two_steps[i].y : two_steps[i].w;
-                const float of[4] = {in[i].x, in[i].y, in[i].z, in[i].w};
-                const float decay = exp2_fast(delta * rate[i][n]);
+                const float decay = exp2_fast(delta[i][t % half_steps] * rate[i][n]);
+                const float more = in[n / 2][2 * i + n % 2];
                 const bool first = t == 0 || !Brief;
                 left[t][i][n] = first ? decay : decay * left[t - 1][i][n];
-                state[t][i][n] = first ? drive * of[n] : next_state(decay, state[t - 1][i][n], drive, of[n]);
+                state[t][i][n] = first ? more : fmaf(decay, state[t - 1][i][n], more);
             });
         }
     }
@@ -438,18 +466,17 @@ private:
             }
         }
         for_each_element([&](int i, int t) { y[i][t] = sum[i][t] * uncut; });
-        if constexpr (Half) from_rows(y);
+        if constexpr (Half) exchange_rows(y[0][0], y[1][0]), exchange_rows(y[0][1], y[1][1]);
     }
 
-    // From a lane's rows to its elements: each has one of the other's in lane ^ 16.
-    __device__ void from_rows(float (&y)[2][2]) const {
-#pragma unroll
-        for (int t = 0; t < 2; ++t) {
-            const float kept = own_octet() == 0 ? y[0][t] : y[1][t];
-            const float other = __shfl_xor_sync(all_lanes, own_octet() == 0 ? y[1][t] : y[0][t], 16);
-            y[0][t] = own_octet() == 0 ? kept : other;
-            y[1][t] = own_octet() == 0 ? other : kept;
-        }
+    // With two octets, from what a lane has of its rows to that of its elements, or back: each has one of the other's
+    // in lane ^ 16.
+    template <typename V>
+    __device__ void exchange_rows(V& first, V& second) const {
+        const V kept = own_octet() == 0 ? first : second;
+        const V other = __shfl_xor_sync(all_lanes, own_octet() == 0 ? second : first, 16);
+        first = own_octet() == 0 ? kept : other;
+        second = own_octet() == 0 ? other : kept;
     }
 
     // Adds D c, merges, and stores.

@@ -18,12 +18,6 @@ __device__ inline const ScanDirection& direction_of(const Scan& a, int direction
     return direction == 0 ? a.forward : a.backward;
 }
 
-// decay state + drive in. An instruction that reads three registers takes half as long again, unless one of them is
-// kept from the instruction before: the drive, which is the same for neighbouring states, as decay and state are not.
-__device__ inline float next_state(float decay, float state, float drive, float in) {
-    return fmaf(drive, in, __fmul_rn(decay, state));
-}
-
 // One, two or four neighbours in registers, as they are stored.
 template <typename T, int V>
 class Few {

@@ -3,8 +3,8 @@
 // besides its states is prepared for each strip, so an update takes somewhat more instructions.
 //
 // Lane g = lane / 4, q = lane % 4 of a warp has the strip's channel g and of the 16 states the `q`th four. Inputs are
-// fetched two octets ahead. What C reads is a product on tensor cores for two steps at a time: rows g are the states of
-// the first one, rows g + 8 of the second.
+// fetched three octets ahead. What is added to states, and what C reads of them, are products on tensor cores for two
+// steps at a time: rows g are of the first one, rows g + 8 of the second.
 #include "launch.h"
 #include "lowering_rules.h"
 #include "scan_octet.cuh"
@@ -16,6 +16,7 @@ namespace {
 constexpr int strip_channels = column_channels / 2;
 constexpr int warps_of_block = 4;
 constexpr int blocks_of_multiprocessor = 3;  // by the registers that leaves a thread
+constexpr int parts = 3;                     // of a warp's shared memory, for octets in turn
 
 template <typename T, int Rank>
 class Strip {
@@ -23,9 +24,10 @@ class Strip {
     using Four = Few<T, 4>;
     using Rows = FetchedRows<Rank>;
 
-    // Shared memory of an octet that is prepared: B, and time steps and drives by pairs of steps, a little apart.
-    static constexpr int pair_bytes = strip_channels * 16 + 32;
-    static constexpr int octet_bytes = in_bytes + octet_tokens / 2 * pair_bytes;
+    // Shared memory of an octet that is prepared: time steps by its halves, a little apart so that lanes meet different
+    // banks.
+    static constexpr int half_bytes = strip_channels * half_row_bytes + 64;
+    static constexpr int octet_bytes = 2 * half_bytes;
     // Of what is fetched: rows and c of one octet; of the one before it the other direction's y, and z. There is room
     // for what lanes copy that have nothing to.
     static constexpr int values_bytes = octet_tokens * strip_channels * 2;
@@ -38,7 +40,7 @@ class Strip {
     static constexpr int part_bytes = c_at + warp_size * piece_bytes;
 
 public:
-    static constexpr int bytes = 2 * part_bytes;  // parts for octets in turn
+    static constexpr int bytes = parts * part_bytes;
 
     __device__ Strip(const Scan& a, int image, int strip, int direction, const Lane& lane, unsigned memory)
         : a_(a),
@@ -48,8 +50,7 @@ public:
           memory_(memory),
           row_place_(rows_at + token_of_step(lane.g) * Rows::stride + 8 * lane.q),
           copy_place_(rows_at + Rows::place_of(lane.index)),
-          in_place_((lane.g * octet_states + 4 * lane.q) * 4),
-          steps_place_(in_bytes + lane.q * pair_bytes + lane.g * 16) {
+          steps_place_(steps_place(lane, lane.g, half_bytes)) {
         const ScanDirection& d = direction_of(a, direction);
         const int half = strip % 2, first_channel = strip * strip_channels;
         const int channel = first_channel - half * strip_channels + channel_of_row(4 * half + lane.g % 4, lane.g / 4);
@@ -116,23 +117,24 @@ public:
         return (octets() + (forward_ ? 1 : 0)) / 2;
     }
 
-    // Makes ready the first octet, and begins to fetch the next two.
+    // Makes ready the first octet, and begins to fetch the next ones.
     __device__ void begin() {
-        fetch(memory_);
-        fetch(memory_ + part_bytes);
-        wait_for_copies<1>();
+#pragma unroll
+        for (int i = 0; i < parts; ++i) fetch(memory_ + i * part_bytes);
+        wait_for_copies<parts - 1>();
         __syncwarp();
-        spread_and_project(memory_);
+        turn_and_project(memory_);
         activate(memory_);
         give_steps(memory_);
         take_over();
         __syncwarp();
         fetch(memory_);
         take_steps(memory_, 0);
-        find_decays(0, decay_);
+#pragma unroll
+        for (int t = 0; t < ahead; ++t) find_decays(t, decay_[t]);
     }
 
-    // Behind the meeting, with so many octets taken: begins to fetch z and the other direction's y of the next two.
+    // Behind the meeting, with so many octets taken: fetches z and the other direction's y of those that are under way.
     __device__ void begin_merging(int image, int strip, int taken) {
         const int octet = forward_ ? taken : last_ - taken;
         const std::int64_t row = static_cast<std::int64_t>(image) * a_.tokens + octet * octet_tokens;
@@ -142,10 +144,11 @@ public:
         wait_for_copies<0>();  // of zeros to the same places
         const bool wanted = copies_ == 2 || (copies_ == 1 && a_.directions == 2);
         values_late_ = wanted ? -1 : copies_ == 0 ? 0 : never;
+        unsigned part = turn_;
 #pragma unroll
-        for (int before = 2; before > 0; --before) {
-            copy_async_or_clear(values_at(memory_ + (before == 2 ? part_bytes - turn_ : turn_)),
-                                values_ - before * static_cast<std::int64_t>(values_step_),
+        for (int before = parts; before > 0; --before) {
+            part = part_behind(part);
+            copy_async_or_clear(values_at(memory_ + part), values_ - before * static_cast<std::int64_t>(values_step_),
                                 left_ + before > values_late_ && value_token_ < rest_ + before * rest_step_, wanted);
         }
         commit_copies();
@@ -195,18 +198,20 @@ private:
     __device__ unsigned values_at(unsigned part) const {
         return part + c_at + lane_.index * piece_bytes;
     }
+    // From the first byte of a part to that of the next one in turn.
+    __device__ static unsigned part_behind(unsigned part) {
+        return part == (parts - 1) * part_bytes ? 0 : part + part_bytes;
+    }
 
-    // Of making ready the octet that was fetched: B to shared memory, and x of its time steps.
-    __device__ void spread_and_project(unsigned to) {
+    // Of making ready the octet that was fetched: B by states, of steps 2 q and 2 q + 1, and x of its time steps.
+    __device__ void turn_and_project(unsigned to) {
         const unsigned row = to + row_place_;
-        const Four values{load_shared<uint2>(row + 2 * Rank)};
+        next_in_ = {load_shared<uint2>(row + 2 * Rank)};
         Four low_rank[Rank / 16];
 #pragma unroll
         for (int k = 0; k < Rank / 16; ++k) low_rank[k] = {load_shared<uint2>(row + 32 * k)};
         next_out_ = {load_shared<uint2>(row + 2 * (Rank + octet_states))};
-        float in[4];
-        values.to_floats(in);
-        store_shared(to + in_place_, float4{in[0], in[1], in[2], in[3]});
+        turn(next_in_);
         float sum[4] = {bias_, bias_, 0.0F, 0.0F};
 #pragma unroll
         for (int k = 0; k < Rank / 16; ++k)
@@ -227,68 +232,87 @@ private:
             next_y_[t] = skip_ * c[t];
         }
     }
-    // Time steps and drives to those who take them.
+    // Time steps to those who take them.
     __device__ void give_steps(unsigned to) const {
-        store_shared(to + steps_place_, float4{delta_[0], drive_[0], delta_[1], drive_[1]});
+        store_shared(to + steps_place_, float2{delta_[0], delta_[1]});
     }
     // The octet that was prepared is the one at hand.
     __device__ void take_over() {
 #pragma unroll
         for (int t = 0; t < 2; ++t) begin_y_[t] = next_y_[t];
-        out_ = next_out_;
+        in_ = next_in_, out_ = next_out_;
+        const unsigned both = pack_two<T>(drive_[0], drive_[1]);
+        step_drive_[0] = step_alone(both, 0), step_drive_[1] = step_alone(both, 1);
     }
 
-    __device__ void take_steps(unsigned from, int pair) {
-        const auto four = load_shared<float4>(from + in_bytes + pair * pair_bytes + lane_.g * 16);
-        step_delta_[0] = four.x, step_drive_[0] = four.y, step_delta_[1] = four.z, step_drive_[1] = four.w;
+    __device__ void take_steps(unsigned from, int half) {
+        load_steps(from + half * half_bytes, lane_.g, step_delta_);
     }
-    // exp2(Delta A log2(e)) of the `t`th token of a pair.
+    // exp2(Delta A log2(e)) of the `t`th token of half an octet.
     __device__ void find_decays(int t, float (&decay)[lane_states]) const {
 #pragma unroll
         for (int n = 0; n < lane_states; ++n) decay[n] = exp2_fast(step_delta_[t] * rate_[n]);
+    }
+    // What a pair of tokens adds to the states: [k] to states 2 k and 2 k + 1, by the first token and then by the
+    // second. Rows g are the drives of the first tokens of all pairs, rows g + 8 of the second ones; B of other pairs
+    // is left out.
+    __device__ void find_added(int pair, float (&added)[2][4]) const {
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+#pragma unroll
+            for (float& sum : added[k]) sum = 0;
+            multiply_add<T>(added[k], step_drive_, lane_.q == pair ? in_.word(k) : 0);
+        }
     }
 
     template <bool Merged>
     __device__ void take_octet() {
         const unsigned here = memory_ + turn_;
-        turn_ = part_bytes - turn_;
+        turn_ = part_behind(turn_);
         // The octet behind is prepared there, and what of this one is fetched later lies there.
         const unsigned there = memory_ + turn_;
-        wait_for_copies<1>();
+        wait_for_copies<parts - 1>();
         __syncwarp();
-        float out[4], decay[2][lane_states], before[lane_states], gate[2], sum[2] = {};
+        float out[4], decay[half_steps][lane_states], added[2][4], before[lane_states], gate[2], sum[2] = {};
         out_.to_floats(out);
 #pragma unroll
-        for (int n = 0; n < lane_states; ++n) decay[0][n] = decay_[n];
+        for (int t = 0; t < ahead; ++t) {
+#pragma unroll
+            for (int n = 0; n < lane_states; ++n) decay[t][n] = decay_[t][n];
+        }
 #pragma unroll
         for (int t = 0; t < octet_tokens; ++t) {
-            const float drive = step_drive_[t % 2];
-            // The next token's decays are on their way while this one's states are taken on.
-            if (t % 2 == 1) take_steps(t == 7 ? there : here, (t + 1) / 2 % 4);
-            find_decays((t + 1) % 2, decay[(t + 1) % 2]);
-            const auto in = load_shared<float4>(here + t * octet_states * 4 + lane_.q * 16);
-            const float of[lane_states] = {in.x, in.y, in.z, in.w};
+            // Later tokens' decays are on their way while this one's states are taken on.
+            const int later = t + ahead;
+            if (later % half_steps == 0) take_steps(later == octet_tokens ? there : here, later / half_steps % 2);
+            find_decays(later % half_steps, decay[later % half_steps]);
+            if (t % 2 == 0) find_added(t / 2, added);
 #pragma unroll
             for (int n = 0; n < lane_states; ++n) {
                 if (t % 2 == 1) before[n] = state_[n];
-                state_[n] = next_state(decay[t % 2][n], state_[n], drive, of[n]);
+                state_[n] = fmaf(decay[t % half_steps][n], state_[n], added[n / 2][t % 2 * 2 + n % 2]);
             }
             if (t % 2 == 1) {
                 float products[4] = {};
                 read_states(products, before, state_, out);
                 if (lane_.q == t / 2) sum[0] = products[0], sum[1] = products[3];
             }
-            if (t == 0) spread_and_project(there);
+            if (t == 0) turn_and_project(there);
             if (t == 1) activate(there);
             if (t == 2) {
                 give_steps(there);
                 if constexpr (Merged) find_gate(there, gate);
             }
-            if (t == 4) __syncwarp();
-            if (t == 5) fetch(there);
+            if (t == 3) {
+                __syncwarp();
+                fetch(there);
+            }
         }
 #pragma unroll
-        for (int n = 0; n < lane_states; ++n) decay_[n] = decay[0][n];
+        for (int t = 0; t < ahead; ++t) {
+#pragma unroll
+            for (int n = 0; n < lane_states; ++n) decay_[t][n] = decay[t][n];
+        }
         float y[2];
 #pragma unroll
         for (int t = 0; t < 2; ++t) y[t] = fmaf(sum[t], uncut, begin_y_[t]);
@@ -321,8 +345,8 @@ private:
     __device__ void store_merged(const float (&y)[2]) const {
         Two values = Two::of(y);
         values.word(0) = transpose(values.word(0));
-        // Four octets have been fetched since.
-        store_if(token_of_step(lane_.g) - 4 * rest_step_ < rest_, result_, values.word(0));
+        // So many octets have been fetched since, and this one before.
+        store_if(token_of_step(lane_.g) - (parts + 2) * rest_step_ < rest_, result_, values.word(0));
     }
 
     const Scan& a_;
@@ -330,7 +354,7 @@ private:
     const bool forward_;
     const int last_;  // octet
     const unsigned memory_;
-    const unsigned row_place_, copy_place_, in_place_, steps_place_;  // the lane's, in a part of memory
+    const unsigned row_place_, copy_place_, steps_place_;  // the lane's, in a part of memory
     // Where the next octet that is fetched begins, and the one at hand, of what the lane copies and stores; and how
     // many bytes further, or back, the next ones lie.
     char *rows_, *values_, *result_;
@@ -345,9 +369,14 @@ private:
     unsigned weight_[Rank / 16][4];  // of dt_weight, as tensor cores take a left side whose rows g + 8 are zero
     float rate_[lane_states], state_[lane_states] = {};
     unsigned turn_ = 0;  // bytes from the first part of memory to that of the octet at hand
-    Four out_, next_out_;
+    Four in_, next_in_, out_, next_out_;
     float delta_[2], drive_[2], next_y_[2], begin_y_[2];
-    float step_delta_[2], step_drive_[2], decay_[lane_states];
+    // Time steps of half an octet; of the octet at hand drives, of the first steps of pairs and of the second ones, and
+    // the first decays.
+    float step_delta_[half_steps];
+    unsigned step_drive_[2];
+    static constexpr int ahead = 2;  // tokens
+    float decay_[ahead][lane_states];
 };
 
 template <typename T, int Rank>

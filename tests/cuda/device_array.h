@@ -12,13 +12,10 @@
 #include <string>
 #include <vector>
 
+#include "event_timer.h"
 #include "storage.h"
 
 namespace vimrt::cuda::test {
-
-inline void require(cudaError_t status) {
-    if (status != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(status));
-}
 
 // Device memory that holds `values` stored as `dtype`, or NaN in every element where none are given.
 class DeviceArray {

@@ -11,15 +11,13 @@
 #include <string>
 #include <vector>
 
+#include "event_timer.h"
 #include "vimrt/vimrt.h"
 
-namespace {
+using vimrt::cuda::test::EventTimer;
+using vimrt::cuda::test::require;
 
-void require(cudaError_t status) {
-    if (status == cudaSuccess) return;
-    std::fprintf(stderr, "engine_bench: CUDA: %s\n", cudaGetErrorString(status));
-    std::exit(1);
-}
+namespace {
 
 int bench(int argc, char** argv) {
     const std::string dtype = argv[2];
@@ -47,21 +45,8 @@ int bench(int argc, char** argv) {
 
     cudaStream_t stream = nullptr;
     require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    cudaEvent_t begin = nullptr, end = nullptr;
-    require(cudaEventCreate(&begin));
-    require(cudaEventCreate(&end));
-    std::vector<float> times;
-    for (int run = -5; run < runs; ++run) {
-        require(cudaEventRecord(begin, stream));
-        engine.run(in, {}, std::span(&out, 1), {stream});
-        require(cudaEventRecord(end, stream));
-        require(cudaEventSynchronize(end));
-        float milliseconds = 0;
-        require(cudaEventElapsedTime(&milliseconds, begin, end));
-        if (run >= 0) times.push_back(milliseconds);
-    }
-    std::sort(times.begin(), times.end());
-    const double median = static_cast<double>(times[times.size() / 2]);
+    const double median = static_cast<double>(
+        EventTimer(stream).median_ms(5, runs, [&] { engine.run(in, {}, std::span(&out, 1), {stream}); }));
     std::printf("%-24s %s B%-4lld %lldx%-5lld %9.3f ms  %10.1f images/s  %8.2f MiB\n",
                 argv[1] + std::max<long>(0, static_cast<long>(std::string(argv[1]).rfind('/')) + 1), dtype.c_str(),
                 static_cast<long long>(batch), static_cast<long long>(rows), static_cast<long long>(columns), median,

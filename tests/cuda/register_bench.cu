@@ -98,22 +98,16 @@ template <bool products>
 void tell_clock(const char* name, float* out, Span* span) {
     int blocks = 0;
     require(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, 0));
-    cudaEvent_t begin = nullptr, end = nullptr;
-    require(cudaEventCreate(&begin));
-    require(cudaEventCreate(&end));
+    const EventTimer timer;
     Span found{};
     float ms = 0;
     for (int run = 0; run < 5; ++run) {  // the last one counts
         const Span none{~0ULL, 0};
         require(cudaMemcpy(span, &none, sizeof(none), cudaMemcpyHostToDevice));
-        require(cudaEventRecord(begin));
-        keep_busy<products><<<blocks, threads>>>(out, span, 0.5F);
-        require(cudaEventRecord(end));
-        require(cudaEventSynchronize(end));
-        require(cudaEventElapsedTime(&ms, begin, end));
+        ms = timer.ms([&] { keep_busy<products><<<blocks, threads>>>(out, span, 0.5F); });
         require(cudaMemcpy(&found, span, sizeof(found), cudaMemcpyDeviceToHost));
     }
-    std::printf("%-30s %.2f GHz\n", name, static_cast<double>(found.end - found.begin) / ms * 1e-6);
+    std::printf("%-34s %.2f GHz\n", name, static_cast<double>(found.end - found.begin) / ms * 1e-6);
 }
 
 }  // namespace

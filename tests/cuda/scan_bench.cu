@@ -3,7 +3,6 @@
 // that choose_scan_form() takes.
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -31,25 +30,13 @@ constexpr Work works[] = {
     {"S 1248 B4", 4, 6085, 768, 32},    {"B 1248 B8", 8, 6085, 1536, 48},  {"Ti 768 B10", 10, 2305, 384, 16},
     {"Ti 768 B12", 12, 2305, 384, 16},  {"Ti 768 B14", 14, 2305, 384, 16}, {"Ti 768 B16", 16, 2305, 384, 16},
     {"Ti 768 B18", 18, 2305, 384, 16},  {"Ti 768 B20", 20, 2305, 384, 16}, {"Ti 768 B22", 22, 2305, 384, 16},
+    {"Ti 1248 B3", 3, 6085, 384, 16},   {"Ti 1248 B6", 6, 6085, 384, 16},  {"S 1248 B2", 2, 6085, 768, 32},
 };
 
 float median_ms(const Scan& a, const ScanForm& form) {
-    cudaEvent_t begin = nullptr, end = nullptr;
-    require(cudaEventCreate(&begin));
-    require(cudaEventCreate(&end));
-    std::vector<float> times;
-    for (int run = -30; run < 21; ++run) {  // the first ones bring the clock up
-        require(cudaEventRecord(begin));
-        bidirectional_scan(a, form, nullptr);
-        require(cudaEventRecord(end));
-        require(cudaEventSynchronize(end));
-        float ms = 0;
-        require(cudaEventElapsedTime(&ms, begin, end));
-        if (run >= 0) times.push_back(ms);
-    }
+    const float ms = EventTimer().median_ms(30, 21, [&] { bidirectional_scan(a, form, nullptr); });
     require(cudaGetLastError());
-    std::sort(times.begin(), times.end());
-    return times[times.size() / 2];
+    return ms;
 }
 
 // Values that repeat: what is timed does not depend on them.
