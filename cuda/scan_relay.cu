@@ -252,9 +252,10 @@ private:
         values_at(at).to_floats(values);
     }
 
-    // Of what is added to states, drive B: by parity of the step, drives as the left side of a product, whose rows are
-    // the leg's; and as its right side B of rows g and of rows g + 8. Where these are of two octets, even columns of
-    // the left side and rows of the right one are the first octet's, and odd ones the second's, of four steps.
+    // What a step adds to the states of all rows, drive B, is a product over steps of which all others are left out.
+    // [t]: of steps of that parity. `drive`, the left side: of rows g and g + 8. `in`, the right side: [k] of states 2
+    // k and 2 k + 1 of each lane's four. With one octet they hold its eight steps; with two, the parity's four of
+    // either, in turn those of the first and of the second.
     struct Factors {
         unsigned drive[2][2];
         unsigned in[2][2];
@@ -337,7 +338,6 @@ private:
                 for (int i = 0; i < 2; ++i)
                     load_steps(memory_ + Sizes::steps + t / half_steps * half_bytes, lane_.g + 8 * i, delta[i]);
             }
-            // Other steps' drives are left out.
             const bool own = lane_.q == t / 2;
             const unsigned drive[2] = {own ? added.drive[t % 2][0] : 0, own ? added.drive[t % 2][1] : 0};
             float in[2][4] = {};  // [k]: of states 2 k and 2 k + 1, of rows g and then g + 8
