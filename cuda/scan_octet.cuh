@@ -97,6 +97,26 @@ __device__ inline unsigned step_alone(unsigned both, int t) {
     return both & (t == 0 ? 0xFFFFU : 0xFFFF0000U);
 }
 
+// A channel's drives of steps 2 q and 2 q + 1 as the left side of find_added()'s product.
+template <typename T>
+__device__ void take_apart(const float (&drive)[2], unsigned (&left)[2]) {
+    const unsigned both = pack_two<T>(drive[0], drive[1]);
+    left[0] = step_alone(both, 0), left[1] = step_alone(both, 1);
+}
+// What a pair of steps adds to a lane's states of a channel: [k] to states 2 k and 2 k + 1 of its four, by the first
+// step and then by the second. Rows g of the product are the drives of the first steps of all pairs, rows g + 8 those
+// of the second ones; `in` is B, zeros where it is of another pair.
+template <typename T>
+__device__ void find_added(float (&added)[2][4], const unsigned (&drive)[2], const unsigned (&in)[2]) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+        // In place: with a sum of their own octets spill registers.
+#pragma unroll
+        for (float& sum : added[k]) sum = 0;
+        multiply_add<T>(added[k], drive, in[k]);
+    }
+}
+
 // The cores cut states to tf32. Where numbers' digits are spread as in a table of logarithms, it has 3.52e-4 less of
 // them on average; this makes good for it.
 constexpr float uncut = 1.0F / (1.0F - 3.52e-4F);

@@ -99,7 +99,7 @@ private:
         float out[4], gate[2][2], sum[2][2] = {};
         if constexpr (part != Part::States) out_.to_floats(out);
         States decay[2];
-        Added added;
+        float added[2][2][4];
         for_each_state([&](int i, int n) { decay[0][i][n] = decay_[i][n]; });
 #pragma unroll
         for (int t = 0; t < octet_tokens; ++t) {
@@ -107,7 +107,12 @@ private:
             if (t % half_steps == half_steps - 1)
                 column_.take_steps(t + 1 == octet_tokens ? there : here, (t + 1) / half_steps % 2, delta_);
             find_decays((t + 1) % half_steps, decay[(t + 1) % 2]);
-            if (t % 2 == 0) find_added(t / 2, added);
+            if (t % 2 == 0) {
+                const bool own = lane_.q == t / 2;
+                const unsigned in[2] = {own ? in_.word(0) : 0, own ? in_.word(1) : 0};
+#pragma unroll
+                for (int i = 0; i < 2; ++i) find_added<T>(added[i], drive_[i], in);
+            }
             for_each_state([&](int i, int n) {
                 state_[i][n] = fmaf(decay[t % 2][i][n], state_[i][n], added[i][n / 2][t % 2 * 2 + n % 2]);
             });
@@ -138,24 +143,6 @@ private:
             decay[i][n] = n == 0 && i < polynomials ? exp2_by_polynomial(x) : exp2_fast(x);
         });
     }
-    // What a pair of tokens adds to the states: of the lane's channel i [i][k] to states 2 k and 2 k + 1 of its four,
-    // by the first token and then by the second. Each is a product whose rows g are the drives of the first tokens of
-    // all pairs and rows g + 8 those of the second ones; B of other pairs is left out.
-    using Added = float[2][2][4];
-    __device__ void find_added(int pair, Added& added) const {
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-            const unsigned in = lane_.q == pair ? in_.word(k) : 0;
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                // In place: with a sum of their own these spill registers.
-#pragma unroll
-                for (float& sum : added[i][k]) sum = 0;
-                multiply_add<T>(added[i][k], drive_[i], in);
-            }
-        }
-    }
-
     // Of making ready the octet that was fetched, what is done beside the `t`th token of the one before.
     __device__ void prepare_part(int t, unsigned buffer, Octet& octet) {
         switch (t) {
@@ -177,10 +164,7 @@ private:
     __device__ void take_over(const Octet& octet) {
         in_ = next_in_, out_ = next_out_;
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const unsigned both = pack_two<T>(octet.drive[i][0], octet.drive[i][1]);
-            drive_[i][0] = step_alone(both, 0), drive_[i][1] = step_alone(both, 1);
-        }
+        for (int i = 0; i < 2; ++i) take_apart<T>(octet.drive[i], drive_[i]);
         for_each_element(
             [&](int i, int t) { start_[i][t] = part == Part::States ? octet.delta[i][t] : octet.y[i][t]; });
     }

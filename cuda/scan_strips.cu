@@ -241,8 +241,7 @@ private:
 #pragma unroll
         for (int t = 0; t < 2; ++t) begin_y_[t] = next_y_[t];
         in_ = next_in_, out_ = next_out_;
-        const unsigned both = pack_two<T>(drive_[0], drive_[1]);
-        step_drive_[0] = step_alone(both, 0), step_drive_[1] = step_alone(both, 1);
+        take_apart<T>(drive_, step_drive_);
     }
 
     __device__ void take_steps(unsigned from, int half) {
@@ -252,17 +251,6 @@ private:
     __device__ void find_decays(int t, float (&decay)[lane_states]) const {
 #pragma unroll
         for (int n = 0; n < lane_states; ++n) decay[n] = exp2_fast(step_delta_[t] * rate_[n]);
-    }
-    // What a pair of tokens adds to the states: [k] to states 2 k and 2 k + 1, by the first token and then by the
-    // second. Rows g are the drives of the first tokens of all pairs, rows g + 8 of the second ones; B of other pairs
-    // is left out.
-    __device__ void find_added(int pair, float (&added)[2][4]) const {
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-#pragma unroll
-            for (float& sum : added[k]) sum = 0;
-            multiply_add<T>(added[k], step_drive_, lane_.q == pair ? in_.word(k) : 0);
-        }
     }
 
     template <bool Merged>
@@ -286,7 +274,10 @@ private:
             const int later = t + ahead;
             if (later % half_steps == 0) take_steps(later == octet_tokens ? there : here, later / half_steps % 2);
             find_decays(later % half_steps, decay[later % half_steps]);
-            if (t % 2 == 0) find_added(t / 2, added);
+            if (t % 2 == 0) {
+                const bool own = lane_.q == t / 2;
+                find_added<T>(added, step_drive_, {own ? in_.word(0) : 0, own ? in_.word(1) : 0});
+            }
 #pragma unroll
             for (int n = 0; n < lane_states; ++n) {
                 if (t % 2 == 1) before[n] = state_[n];
