@@ -32,9 +32,6 @@ std::int64_t round_up(std::int64_t a, std::int64_t b) {
 // quarters, are taken; with many turns that evens out.
 constexpr double turns_taken = 0.8;
 constexpr double many_turns = 4;
-double turns_of(int warps, int chip) {
-    return warps / (4.0 * chip);
-}
 bool are_turns_taken(double turns) {
     return turns >= many_turns || (turns > 1 && turns >= turns_taken * std::ceil(turns));
 }
@@ -87,10 +84,11 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
     const int columns = std::max(1, a.batch * a.directions * (a.channels / column_channels));
     const ScanForm whole{ScanForm::Octets}, strips{ScanForm::Strips}, wide{ScanForm::Columns};
     const ScanForm relay{ScanForm::Relay, 0, 4};
-    const double turns = turns_of(columns, chip), of_strips = turns_of(2 * columns, chip);
-    if (are_turns_taken(turns) && (turns >= many_turns || a.rank > strips_rank)) return {whole, wide};
-    if (are_turns_taken(of_strips)) return {strips, relay, whole, wide};
-    if (are_turns_taken(turns)) return {whole, wide};
+    const double turns = columns / (4.0 * chip);
+    const bool columns_serve = are_turns_taken(turns), strips_serve = are_turns_taken(2 * turns);
+    if (columns_serve && (turns >= many_turns || a.rank > strips_rank)) return {whole, wide};
+    if (strips_serve) return {strips, relay, whole, wide};
+    if (columns_serve) return {whole, wide};
     const ScanForm chunks{ScanForm::Octets,
                           std::min(chunk_warps * chip / columns, a.tokens / octet_tokens / 2 / least_chunk)};
     const ScanForm best = best_relay(columns, a.tokens, chip);

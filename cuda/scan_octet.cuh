@@ -79,12 +79,12 @@ struct Octet {
 constexpr int half_steps = octet_tokens / 2;
 constexpr int half_row_bytes = half_steps * 4;
 constexpr int half_bytes = column_channels * half_row_bytes + 64;
-constexpr int octet_bytes = 2 * half_bytes;
+constexpr int steps_bytes = 2 * half_bytes;
 
 // Where steps 2 q and 2 q + 1 of a row lie. By bits, for the compiler takes more instructions for a remainder of what
-// it thinks may be negative.
-__device__ inline unsigned steps_place(const Lane& lane, int row, int half_bytes) {
-    return (lane.index >> 1 & 1) * half_bytes + row * half_row_bytes + (lane.index & 1) * 8;
+// it thinks may be negative. `half`: bytes from half to half.
+__device__ inline unsigned steps_place(const Lane& lane, int row, int half) {
+    return (lane.index >> 1 & 1) * half + row * half_row_bytes + (lane.index & 1) * 8;
 }
 // Loads a row's of half an octet.
 __device__ inline void load_steps(unsigned half, int row, float (&delta)[half_steps]) {
@@ -97,15 +97,15 @@ __device__ inline unsigned step_alone(unsigned both, int t) {
     return both & (t == 0 ? 0xFFFFU : 0xFFFF0000U);
 }
 
-// A channel's drives of steps 2 q and 2 q + 1 as the left side of find_added()'s product.
+// A channel's drives of steps 2 q and 2 q + 1 as a left side of find_added(), for pairs of steps.
 template <typename T>
 __device__ void take_apart(const float (&drive)[2], unsigned (&left)[2]) {
     const unsigned both = pack_two<T>(drive[0], drive[1]);
     left[0] = step_alone(both, 0), left[1] = step_alone(both, 1);
 }
-// What a pair of steps adds to a lane's states of a channel: [k] to states 2 k and 2 k + 1 of its four, by the first
-// step and then by the second. Rows g of the product are the drives of the first steps of all pairs, rows g + 8 those
-// of the second ones; `in` is B, zeros where it is of another pair.
+// What is added to a lane's states: [k] to states 2 k and 2 k + 1 of its four, in rows g and then in rows g + 8 of a
+// product over steps of drives with B. Of one of them other steps are zeros. Rows are those of the column; or rows g
+// are a channel's first steps of pairs, rows g + 8 the second ones.
 template <typename T>
 __device__ void find_added(float (&added)[2][4], const unsigned (&drive)[2], const unsigned (&in)[2]) {
 #pragma unroll
@@ -167,7 +167,7 @@ template <typename T, int Rank>
 class Column {
 public:
     using Values = Few<T, 4>;
-    static constexpr int bytes = 2 * octet_bytes + weight_bytes(Rank);
+    static constexpr int bytes = 2 * steps_bytes + weight_bytes(Rank);
 
     // `memory`: `bytes` of shared memory, of the warp alone, aligned to 64.
     __device__ Column(const Scan& a, int image, int column, int direction, const Lane& lane, unsigned memory)
@@ -207,7 +207,7 @@ public:
 
     // The first byte of a buffer in shared memory.
     __device__ unsigned buffer(int i) const {
-        return memory_ + i * octet_bytes;
+        return memory_ + i * steps_bytes;
     }
 
     __device__ int octets() const {

@@ -93,7 +93,7 @@ private:
     template <Part part>
     __device__ void take_octet() {
         const unsigned here = column_.buffer(0) + turn_;
-        turn_ = octet_bytes - turn_;
+        turn_ = steps_bytes - turn_;
         const unsigned there = column_.buffer(0) + turn_;
         Octet next;
         float out[4], gate[2][2], sum[2][2] = {};
@@ -281,18 +281,14 @@ __global__ void __launch_bounds__(warps_of_block* warp_size, blocks_of_multiproc
 }
 
 template <int Rank, typename Kernel, typename... Arguments>
-void start(Kernel kernel, int blocks, bool early, const Scan& a, cudaStream_t stream, Arguments... arguments) {
+void start(Kernel kernel, unsigned blocks, bool early, const Scan& a, cudaStream_t stream, Arguments... arguments) {
     if (blocks == 0) return;
-    const Grid grid{static_cast<unsigned>(blocks), warps_of_block * warp_size,
+    const Grid grid{blocks, warps_of_block * warp_size,
                     static_cast<std::size_t>(warps_of_block * Column<__half, Rank>::bytes), 1, early};
     check(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)),
         "scan_octets: shared memory");
     launch("scan_octets", kernel, grid, stream, a, arguments...);
-}
-
-int ceil_div(int a, int b) {
-    return (a + b - 1) / b;
 }
 
 }  // namespace
@@ -311,11 +307,11 @@ void scan_octets(const Scan& a, int chunks, cudaStream_t stream) {
             const int columns = Chunk::count(a) / a.directions;
             // Set up early, blocks crowd on the multiprocessors that come free first. Where they do not fill the chip
             // some whole times that costs up to a sixth of a run; otherwise it saves less than a hundredth.
-            return start<Rank>(scan_octets_of<T, Rank>, ceil_div(columns, warps_of_block / a.directions), false, a,
+            return start<Rank>(scan_octets_of<T, Rank>, blocks_for(columns, warps_of_block / a.directions), false, a,
                                stream);
         }
         const int all = 2 * chunks, first = Chunk::first(a, chunks);
-        const auto blocks = [&](int count) { return ceil_div(Chunk::count(a) * count, warps_of_block); };
+        const auto blocks = [&](int count) { return blocks_for(Chunk::count(a) * count, warps_of_block); };
         start<Rank>(scan_chunks_of<T, Rank, Part::States>, blocks(all - 1 - first), true, a, stream, chunks, first,
                     all - 1);
         if (first == 0)

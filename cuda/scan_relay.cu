@@ -48,7 +48,7 @@ struct Leg {
 
     static constexpr int stage = inbox + inbox_bytes;  // the first one
     static constexpr int steps = stage + stages * stage_bytes;
-    static_assert(steps + octet_bytes <= warp_room);
+    static_assert(steps + steps_bytes <= warp_room);
 
     // What the warps of a block have in common: dt_weight; by lane, dt_bias and D, and A; and where of leg 0 the lane's
     // part lies: of rows and c, what merging takes, y and the merged results.
@@ -340,9 +340,8 @@ private:
             }
             const bool own = lane_.q == t / 2;
             const unsigned drive[2] = {own ? added.drive[t % 2][0] : 0, own ? added.drive[t % 2][1] : 0};
-            float in[2][4] = {};  // [k]: of states 2 k and 2 k + 1, of rows g and then g + 8
-#pragma unroll
-            for (int k = 0; k < 2; ++k) multiply_add<T>(in[k], drive, added.in[t % 2][k]);
+            float in[2][4];
+            find_added<T>(in, drive, added.in[t % 2]);
             for_each_state([&](int i, int n) {
                 const float decay = exp2_fast(delta[i][t % half_steps] * rate[i][n]);
                 const float more = in[n / 2][2 * i + n % 2];

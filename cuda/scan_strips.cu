@@ -27,13 +27,13 @@ class Strip {
     // Shared memory of an octet that is prepared: time steps by its halves, a little apart so that lanes meet different
     // banks.
     static constexpr int half_bytes = strip_channels * half_row_bytes + 64;
-    static constexpr int octet_bytes = 2 * half_bytes;
+    static constexpr int steps_bytes = 2 * half_bytes;
     // Of what is fetched: rows and c of one octet; of the one before it the other direction's y, and z. There is room
     // for what lanes copy that have nothing to.
     static constexpr int values_bytes = octet_tokens * strip_channels * 2;
     static constexpr int values_pieces = values_bytes / piece_bytes;
     static constexpr int row_copies = (octet_tokens * Rows::pieces + warp_size - 1) / warp_size;  // of a lane
-    static constexpr int rows_at = octet_bytes;
+    static constexpr int rows_at = steps_bytes;
     static constexpr int c_at = rows_at + Rows::place_of(row_copies * warp_size);
     static constexpr int other_y_at = c_at + values_bytes;
     static constexpr int z_at = other_y_at + values_bytes;
@@ -402,7 +402,7 @@ void scan_strips(const Scan& a, cudaStream_t stream) {
     with_rank(a, [&]<typename T, int Rank>() {
         const int strips = a.batch * (a.channels / strip_channels), of_block = warps_of_block / a.directions;
         launch("scan_strips", scan_strips_of<T, Rank>,
-               {static_cast<unsigned>((strips + of_block - 1) / of_block), warps_of_block * warp_size,
+               {blocks_for(strips, of_block), warps_of_block * warp_size,
                 static_cast<std::size_t>(warps_of_block * Strip<T, Rank>::bytes), 1, false},
                stream, a);
     });

@@ -8,11 +8,9 @@
 #include <cstdint>
 #include <cstring>
 #include <random>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
-#include "event_timer.h"
+#include "require.h"
 #include "storage.h"
 
 namespace vimrt::cuda::test {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "event_timer.h"
+#include "require.h"
 #include "vimrt/vimrt.h"
 
 using vimrt::cuda::test::EventTimer;

@@ -4,15 +4,11 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
-namespace vimrt::cuda::test {
+#include "require.h"
 
-inline void require(cudaError_t status) {
-    if (status != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(status));
-}
+namespace vimrt::cuda::test {
 
 class EventTimer {
 public:

@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "device_array.h"
+#include "event_timer.h"
 #include "ptx.cuh"
 
 using namespace vimrt;

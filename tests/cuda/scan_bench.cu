@@ -9,6 +9,7 @@
 
 #include "bidirectional_scan.h"
 #include "device_array.h"
+#include "event_timer.h"
 
 using namespace vimrt;
 using namespace vimrt::cuda;
