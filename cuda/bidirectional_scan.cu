@@ -40,6 +40,15 @@ bool are_turns_taken(double turns) {
 // computed for each strip by products half of which is nothing.
 constexpr int strips_rank = 32;
 
+// With few tokens there is little to share out.
+constexpr int few_tokens = 1024;
+
+// Trios serve where most multiprocessors have one and none has two; with time steps of a higher rank they are no faster
+// than a relay, and take more memory (place_merged_without_x()).
+constexpr int trio_rank = 16;
+constexpr double trio_columns =
+    3;  // as six halves, those of both directions, of which a multiprocessor has a trio each
+
 // A kind of relay, what it takes of a column, and what it makes where all multiprocessors have as many at a time as
 // the rate's place says, up to as many as there is room for: T updates/s of an H100 (`scan_bench`).
 struct RelayKind {
@@ -56,9 +65,7 @@ struct RelayKind {
     }
 };
 
-// The relay that takes least time for so many columns of all directions and images. With few tokens there is little to
-// share out.
-constexpr int few_tokens = 1024;
+// The relay that takes least time for so many columns of all directions and images.
 ScanForm best_relay(int columns, int tokens, int chip) {
     if (tokens <= few_tokens && columns >= chip && columns < 2 * chip) return {ScanForm::Relay, 0, 6};
     const RelayKind kinds[] = {
@@ -89,6 +96,9 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
     if (columns_serve && (turns >= many_turns || a.rank > strips_rank)) return {whole, wide};
     if (strips_serve) return {strips, relay, whole, wide};
     if (columns_serve) return {whole, wide};
+    const double trios = columns / (trio_columns * chip);
+    if (a.rank <= trio_rank && a.tokens > few_tokens && trios >= turns_taken && trios <= 1)
+        return {{ScanForm::Trios}, relay, whole, wide};
     const ScanForm chunks{ScanForm::Octets,
                           std::min(chunk_warps * chip / columns, a.tokens / octet_tokens / 2 / least_chunk)};
     const ScanForm best = best_relay(columns, a.tokens, chip);
@@ -108,6 +118,8 @@ const char* name_of(ScanForm::Kind kind) {
             return "octets";
         case ScanForm::Strips:
             return "strips";
+        case ScanForm::Trios:
+            return "trios";
         case ScanForm::Relay:
             return "relay";
         case ScanForm::Halves:
@@ -127,6 +139,8 @@ bool scan_takes(const Scan& a, const ScanForm& form, const DeviceProperties& dev
             return scan_octets_takes(a) && 2 * form.chunks <= a.tokens / octet_tokens;
         case ScanForm::Strips:
             return scan_strips_takes(a);
+        case ScanForm::Trios:
+            return scan_trios_takes(a, device);
         case ScanForm::Relay:
         case ScanForm::Halves:
             return scan_relay_takes(a, form, device);
@@ -135,7 +149,7 @@ bool scan_takes(const Scan& a, const ScanForm& form, const DeviceProperties& dev
 }
 
 std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device) {
-    std::vector<ScanForm> forms{{ScanForm::Channels}, {ScanForm::Columns}, {ScanForm::Strips}};
+    std::vector<ScanForm> forms{{ScanForm::Channels}, {ScanForm::Columns}, {ScanForm::Strips}, {ScanForm::Trios}};
     for (const int warps : {4, 6, 12}) forms.push_back({ScanForm::Relay, 0, warps});
     for (const int warps : {4, 12}) forms.push_back({ScanForm::Halves, 0, warps});
     for (const int chunks : {0, 1, 2, 7, 14, 28}) forms.push_back({ScanForm::Octets, chunks});
@@ -163,6 +177,8 @@ void bidirectional_scan(const Scan& a, const ScanForm& form, cudaStream_t stream
             return scan_octets(a, form.chunks, stream);
         case ScanForm::Strips:
             return scan_strips(a, stream);
+        case ScanForm::Trios:
+            return scan_trios(a, stream);
         case ScanForm::Relay:
         case ScanForm::Halves:
             return scan_relay(a, form, stream);
@@ -634,7 +650,7 @@ private:
         step_.fixed.merged_stride = step_.merged.row_stride;
     }
     // Where x is never stored: in memory of its own or, with `may_take_z`, in the place of z, as whoever writes a
-    // token's result has read its z. Octets and strips of many tokens are a twentieth slower then.
+    // token's result has read its z. Octets, strips and trios of many tokens are a twentieth slower then.
     void place_merged_without_x(bool may_take_z) {
         if (merge_ == nullptr || x_.buffer >= 0) return;
         constexpr int few_tokens_in_place = 512;

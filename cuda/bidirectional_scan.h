@@ -80,6 +80,7 @@ struct ScanForm {
         Columns,   // a warp for each column of 64 channels, where there are 16 states, token after token
         Octets,    // a warp for each column of 16 channels, eight tokens at a time
         Strips,    // the same for each half of a column
+        Trios,     // the same, three of them taking turns at two quarters of a multiprocessor
         Relay,     // `warps` for each column of 16 channels, taking turns at eight tokens
         Halves,    // `warps` for each half of a column, taking turns at 16 tokens
     };
@@ -121,6 +122,9 @@ std::size_t scan_octets_chunk_bytes(const Scan& a, int chunks);
 // scan_strips.cu: the same.
 bool scan_strips_takes(const Scan& a);
 void scan_strips(const Scan& a, cudaStream_t stream);
+// The same of both directions, compute capability 9.0 or newer.
+bool scan_trios_takes(const Scan& a, const DeviceProperties& device);
+void scan_trios(const Scan& a, cudaStream_t stream);
 
 // scan_relay.cu: the same, on a device with clusters. Forms of the kinds Relay and Halves.
 bool scan_relay_takes(const Scan& a, const ScanForm& form, const DeviceProperties& device);

@@ -3,8 +3,13 @@
 // besides its states is prepared for each strip, so an update takes somewhat more instructions.
 //
 // Lane g = lane / 4, q = lane % 4 of a warp has the strip's channel g and of the 16 states the `q`th four. Inputs are
-// fetched three octets ahead. What is added to states, and what C reads of them, are products on tensor cores for two
+// fetched octets ahead. What is added to states, and what C reads of them, are products on tensor cores for two
 // steps at a time: rows g are of the first one, rows g + 8 of the second.
+//
+// A warp stays on one quarter of a multiprocessor, and a strip that has it for itself is 1.6 times as fast as one of
+// two. Where there are one and a half for each, the quarters that have one would be idle until those with two are done.
+// So three strips of a direction share two quarters, as a trio: they move from warp to warp, such that each has a
+// quarter for itself for as long as the others.
 #include "launch.h"
 #include "lowering_rules.h"
 #include "scan_octet.cuh"
@@ -16,9 +21,10 @@ namespace {
 constexpr int strip_channels = column_channels / 2;
 constexpr int warps_of_block = 4;
 constexpr int blocks_of_multiprocessor = 3;  // by the registers that leaves a thread
-constexpr int parts = 3;                     // of a warp's shared memory, for octets in turn
+constexpr int parts_of_strip = 3;
 
-template <typename T, int Rank>
+// `parts`: of a warp's shared memory, for octets in turn, and so many are fetched ahead.
+template <typename T, int Rank, int parts>
 class Strip {
     using Two = Few<T, 2>;  // a lane's of an octet: steps 2 q and 2 q + 1
     using Four = Few<T, 4>;
@@ -42,7 +48,9 @@ class Strip {
 public:
     static constexpr int bytes = parts * part_bytes;
 
-    __device__ Strip(const Scan& a, int image, int strip, int direction, const Lane& lane, unsigned memory)
+    // `first`: octets of the walk that are taken already.
+    __device__ Strip(const Scan& a, int image, int strip, int direction, const Lane& lane, unsigned memory,
+                     int first = 0)
         : a_(a),
           lane_(lane),
           forward_(direction == 0),
@@ -57,7 +65,7 @@ public:
         const std::int64_t first_row = static_cast<std::int64_t>(image) * a.tokens;
         const std::int64_t columns_before =
             static_cast<std::int64_t>(image) * (a.channels / column_channels) + strip / 2;
-        const int octet = forward_ ? 0 : last_, way = forward_ ? 1 : -1;
+        const int octet = forward_ ? first : last_ - first, way = forward_ ? 1 : -1;
         const std::int64_t first_value =
             (columns_before * octets() + octet) * octet_elements + half * (octet_elements / 2);
         const std::int64_t row = first_row + octet * octet_tokens;
@@ -68,7 +76,7 @@ public:
         result_step_ = way * values_step;
         rest_ = a.tokens - octet * octet_tokens;
         rest_step_ = way * octet_tokens;
-        left_ = octets();
+        left_ = octets() - first;
 #pragma unroll
         for (int k = 0; k < row_copies; ++k) {
             const int token = (lane.index + k * warp_size) / Rows::pieces;
@@ -153,6 +161,15 @@ public:
         }
         commit_copies();
         wait_for_copies<0>();
+    }
+
+    // The lane's states, to a warp that goes on with the strip, or from one.
+    __device__ void leave_states(unsigned to) const {
+        store_shared(to + lane_.index * 16, float4{state_[0], state_[1], state_[2], state_[3]});
+    }
+    __device__ void take_states(unsigned from) {
+        const auto four = load_shared<float4>(from + lane_.index * 16);
+        state_[0] = four.x, state_[1] = four.y, state_[2] = four.z, state_[3] = four.w;
     }
 
     // Takes so many octets.
@@ -382,8 +399,8 @@ __global__ void __launch_bounds__(warps_of_block* warp_size, blocks_of_multiproc
     const int index = static_cast<int>(blockIdx.x) * (warps_of_block / a.directions) + warp / a.directions;
     const bool real = index < a.batch * strips;
     const int own = real ? index : 0;
-    Strip<T, Rank> strip(a, own / strips, own % strips, warp % a.directions, lane,
-                         shared_address(shared) + warp * Strip<T, Rank>::bytes);
+    using Own = Strip<T, Rank, parts_of_strip>;
+    Own strip(a, own / strips, own % strips, warp % a.directions, lane, shared_address(shared) + warp * Own::bytes);
     const int plain = real ? strip.plain_octets() : 0;
     if (real) strip.begin();
     strip.template take<false>(plain);
@@ -392,10 +409,122 @@ __global__ void __launch_bounds__(warps_of_block* warp_size, blocks_of_multiproc
     strip.template take<true>(real ? strip.octets() - plain : 0);
 }
 
+constexpr int trio = 3;           // strips
+constexpr int quarters = 4;       // of a multiprocessor: a warp is on that of its number's remainder
+constexpr int quarter_warps = 4;  // of a trio
+constexpr int trio_warps = quarters * quarter_warps;
+constexpr int parts_of_trio = 6;  // with one strip on a quarter, others do not make up for what one waits for memory
+
+// A part of a strip's walk, its `number`th: octets from `begin` on, before `end`, in fourteenths of all.
+struct Stretch {
+    int strip, number, begin, end;
+};
+// The stretch of the `i`th warp of a direction on one of its two quarters. Strips are by themselves in the order 2, 0,
+// 1, for a sixth of the time each, in which they take three fourteenths of their octets, the others two; and once more.
+__device__ inline Stretch stretch_of(int quarter, int i) {
+    switch (quarter * quarter_warps + i) {
+        case 0:
+            return {0, 0, 0, 7};
+        case 1:
+            return {1, 0, 0, 2};
+        case 2:
+            return {2, 1, 5, 12};
+        case 3:
+            return {1, 2, 9, 14};
+        case 4:
+            return {2, 0, 0, 5};
+        case 5:
+            return {1, 1, 2, 9};
+        case 6:
+            return {0, 1, 7, 14};
+        default:
+            return {2, 2, 12, 14};
+    }
+}
+
+// In shared memory behind the warps': barriers for the meeting of each strip's directions, and for the moves of each
+// direction, from stretch to stretch, one with the states.
+constexpr int meetings_bytes = 16 * trio;
+constexpr int move_bytes = 16 + warp_size * 16;
+constexpr int moves = 5;  // of strip 0 one, of the others two
+
+template <typename T, int Rank>
+constexpr int trios_bytes = trio_warps* Strip<T, Rank, parts_of_trio>::bytes + meetings_bytes + 2 * moves* move_bytes;
+
+template <typename T, int Rank>
+__global__ void __launch_bounds__(trio_warps* warp_size, 1) scan_trios_of(const __grid_constant__ Scan a) {
+    using Own = Strip<T, Rank, parts_of_trio>;
+    extern __shared__ float4 shared[];
+    const unsigned memory = shared_address(shared), meetings = memory + trio_warps * Own::bytes;
+    wait_for_predecessor();
+    let_successor_begin();
+    const Lane lane(static_cast<int>(threadIdx.x));
+    // The compiler is to know that it is the same for all lanes, and what follows from it.
+    const int warp = __shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / warp_size, 0);
+    const auto move_at = [&](int direction, int move) {
+        return meetings + meetings_bytes + (direction * moves + move) * move_bytes;
+    };
+    // One by each warp: racecheck does not follow a warp that begins several.
+    const bool begins = lane.index == 0 && warp < trio + 2 * moves;
+    const unsigned own_barrier = warp < trio ? meetings + 16 * warp : move_at(0, warp - trio);
+    if (begins) begin_barrier(own_barrier, warp < trio ? 2 * warp_size : warp_size);
+    __syncthreads();
+    const int direction = warp % quarters / 2;
+    const Stretch stretch = stretch_of(warp % 2, warp / quarters);
+    // Halves of a column go to neighbouring blocks, where they are always at the same tokens: of their rows of z and of
+    // the result each has half of what memory reads and writes at a time.
+    const int columns = a.channels / column_channels, half = static_cast<int>(blockIdx.x) % 2;
+    const int column = static_cast<int>(blockIdx.x) / 2 * trio + stretch.strip;
+    const bool real = column < a.batch * columns;
+    const int image = real ? column / columns : 0, strip_of_image = (real ? column % columns : 0) * 2 + half;
+    const int octets = (a.tokens + octet_tokens - 1) / octet_tokens;
+    const int begin = real ? octets * stretch.begin / 14 : 0, end = real ? octets * stretch.end / 14 : 0;
+    Own strip(a, image, strip_of_image, direction, lane, memory + warp * Own::bytes, begin);
+    const unsigned move = move_at(direction, max(2 * stretch.strip - 1, 0) + stretch.number);  // behind the stretch
+    if (begin < end) strip.begin();
+    if (begin > 0) {
+        wait_at(move - move_bytes, 0);
+        strip.take_states(move - move_bytes + 16);
+    }
+    const int plain = strip.plain_octets();
+    strip.template take<false>(min(end, plain) - begin);
+    if (real && begin <= plain && (plain < end || end == octets)) {
+        arrive_at(meetings + 16 * stretch.strip);
+        wait_at(meetings + 16 * stretch.strip, 0);
+    }
+    const int first = max(begin, plain);
+    if (first < end) strip.begin_merging(image, strip_of_image, first);
+    strip.template take<true>(end - first);
+    if (real && end < octets) {
+        strip.leave_states(move + 16);
+        arrive_at(move);
+    }
+    __syncthreads();
+    if (begins) end_barrier(own_barrier);
+}
+
 }  // namespace
 
 bool scan_strips_takes(const Scan& a) {
     return takes_octets(a) && a.z_stride % 8 == 0;
+}
+
+bool scan_trios_takes(const Scan& a, const DeviceProperties& device) {
+    if (!device.clusters || !scan_strips_takes(a) || a.directions != 2) return false;
+    bool fits = false;
+    with_rank(a, [&]<typename T, int Rank>() { fits = trios_bytes<T, Rank> <= device.shared_bytes_per_block; });
+    return fits;
+}
+
+void scan_trios(const Scan& a, cudaStream_t stream) {
+    with_rank(a, [&]<typename T, int Rank>() {
+        constexpr int bytes = trios_bytes<T, Rank>;
+        check(cudaFuncSetAttribute(scan_trios_of<T, Rank>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+              "scan_trios: shared memory");
+        const unsigned pairs = blocks_for(std::int64_t{a.batch} * (a.channels / column_channels), trio);
+        launch("scan_trios", scan_trios_of<T, Rank>,
+               {2 * pairs, trio_warps * warp_size, static_cast<std::size_t>(bytes), 1, false}, stream, a);
+    });
 }
 
 void scan_strips(const Scan& a, cudaStream_t stream) {
@@ -403,7 +532,7 @@ void scan_strips(const Scan& a, cudaStream_t stream) {
         const int strips = a.batch * (a.channels / strip_channels), of_block = warps_of_block / a.directions;
         launch("scan_strips", scan_strips_of<T, Rank>,
                {blocks_for(strips, of_block), warps_of_block * warp_size,
-                static_cast<std::size_t>(warps_of_block * Strip<T, Rank>::bytes), 1, false},
+                static_cast<std::size_t>(warps_of_block * Strip<T, Rank, parts_of_strip>::bytes), 1, false},
                stream, a);
     });
 }

@@ -53,6 +53,7 @@ if wanted sanitizer; then
         # One form in a process: racecheck takes a barrier of one kernel and plain memory of the next for a race.
         VIMRT_SCAN_FORM=octets sanitized scan-octets "$build/tests/cuda/scan_test" octets_order
         VIMRT_SCAN_FORM=strips sanitized scan-strips "$build/tests/cuda/scan_test" octets_order
+        VIMRT_SCAN_FORM=trios sanitized scan-trios "$build/tests/cuda/scan_test" octets_order
         VIMRT_SCAN_FORM=relay sanitized scan-relay "$build/tests/cuda/scan_test" octets_order
         VIMRT_SCAN_FORM=halves sanitized scan-halves "$build/tests/cuda/scan_test" octets_order
     done
