@@ -43,11 +43,10 @@ constexpr int strips_rank = 32;
 // With few tokens there is little to share out.
 constexpr int few_tokens = 1024;
 
-// Trios serve where most multiprocessors have one and none has two; with time steps of a higher rank they are no faster
-// than a relay, and take more memory (place_merged_without_x()).
+// Trios serve where most multiprocessors have those of both directions, six halves of columns, and none has more; with
+// time steps of a higher rank they are no faster than a relay, and take more memory (place_merged_without_x()).
 constexpr int trio_rank = 16;
-constexpr double trio_columns =
-    3;  // as six halves, those of both directions, of which a multiprocessor has a trio each
+constexpr double trio_columns = 3;
 
 // A kind of relay, what it takes of a column, and what it makes where all multiprocessors have as many at a time as
 // the rate's place says, up to as many as there is room for: T updates/s of an H100 (`scan_bench`).

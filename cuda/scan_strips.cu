@@ -415,12 +415,13 @@ constexpr int quarter_warps = 4;  // of a trio
 constexpr int trio_warps = quarters * quarter_warps;
 constexpr int parts_of_trio = 6;  // with one strip on a quarter, others do not make up for what one waits for memory
 
-// A part of a strip's walk, its `number`th: octets from `begin` on, before `end`, in fourteenths of all.
+// A part of a strip's walk, its `number`th: octets from `begin` on, before `end`, in shares of all.
 struct Stretch {
     int strip, number, begin, end;
 };
 // The stretch of the `i`th warp of a direction on one of its two quarters. Strips are by themselves in the order 2, 0,
-// 1, for a sixth of the time each, in which they take three fourteenths of their octets, the others two; and once more.
+// 1, for a sixth of the time each, in which they take three shares of their octets, the others two; and once more.
+constexpr int shares = 14;
 __device__ inline Stretch stretch_of(int quarter, int i) {
     switch (quarter * quarter_warps + i) {
         case 0:
@@ -449,7 +450,9 @@ constexpr int move_bytes = 16 + warp_size * 16;
 constexpr int moves = 5;  // of strip 0 one, of the others two
 
 template <typename T, int Rank>
-constexpr int trios_bytes = trio_warps* Strip<T, Rank, parts_of_trio>::bytes + meetings_bytes + 2 * moves* move_bytes;
+constexpr int trios_bytes() {
+    return trio_warps * Strip<T, Rank, parts_of_trio>::bytes + meetings_bytes + 2 * moves * move_bytes;
+}
 
 template <typename T, int Rank>
 __global__ void __launch_bounds__(trio_warps* warp_size, 1) scan_trios_of(const __grid_constant__ Scan a) {
@@ -478,7 +481,7 @@ __global__ void __launch_bounds__(trio_warps* warp_size, 1) scan_trios_of(const 
     const bool real = column < a.batch * columns;
     const int image = real ? column / columns : 0, strip_of_image = (real ? column % columns : 0) * 2 + half;
     const int octets = (a.tokens + octet_tokens - 1) / octet_tokens;
-    const int begin = real ? octets * stretch.begin / 14 : 0, end = real ? octets * stretch.end / 14 : 0;
+    const int begin = real ? octets * stretch.begin / shares : 0, end = real ? octets * stretch.end / shares : 0;
     Own strip(a, image, strip_of_image, direction, lane, memory + warp * Own::bytes, begin);
     const unsigned move = move_at(direction, max(2 * stretch.strip - 1, 0) + stretch.number);  // behind the stretch
     if (begin < end) strip.begin();
@@ -512,13 +515,13 @@ bool scan_strips_takes(const Scan& a) {
 bool scan_trios_takes(const Scan& a, const DeviceProperties& device) {
     if (!device.clusters || !scan_strips_takes(a) || a.directions != 2) return false;
     bool fits = false;
-    with_rank(a, [&]<typename T, int Rank>() { fits = trios_bytes<T, Rank> <= device.shared_bytes_per_block; });
+    with_rank(a, [&]<typename T, int Rank>() { fits = trios_bytes<T, Rank>() <= device.shared_bytes_per_block; });
     return fits;
 }
 
 void scan_trios(const Scan& a, cudaStream_t stream) {
     with_rank(a, [&]<typename T, int Rank>() {
-        constexpr int bytes = trios_bytes<T, Rank>;
+        constexpr int bytes = trios_bytes<T, Rank>();
         check(cudaFuncSetAttribute(scan_trios_of<T, Rank>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
               "scan_trios: shared memory");
         const unsigned pairs = blocks_for(std::int64_t{a.batch} * (a.channels / column_channels), trio);

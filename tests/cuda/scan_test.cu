@@ -277,6 +277,7 @@ TEST(the_form_fits_every_device) {
                           {1, 197, 77, 16, 16},
                           {1, 6085, 384, 16, 16, DType::F16, 2, true, true, ScanOrder::Octets},
                           {1, 65537, 384, 16, 16, DType::F16, 1, true, true, ScanOrder::Octets},
+                          {8, 6085, 384, 16, 16, DType::F16, 2, true, true, ScanOrder::Octets},
                           {8, 6085, 768, 16, 32, DType::F16, 2, true, true, ScanOrder::Octets},
                           {8, 197, 384, 16, 48, DType::BF16, 2, true, true, ScanOrder::Octets}};
     for (const int shared_bytes : {48 * 1024, 99 * 1024, 163 * 1024, 227 * 1024}) {
