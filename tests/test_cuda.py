@@ -123,6 +123,18 @@ def test_batches_are_right(config: VimConfig, batch: int, tmp_path: Path) -> Non
     assert errors["bf16"] <= BF16
 
 
+def test_eight_large_images_are_right(tmp_path: Path) -> None:
+    """Which 128 to 160 multiprocessors scan by trios in 16 bits."""
+    engine, reference = exported(VIM_TINY, 8, tmp_path)
+    images = random_images(8, 512, 512, 8)
+    truth = expected(reference, images)
+    errors = {dtype: relative_error(on_gpu(engine, dtype).run(images), truth) for dtype in ("fp32", "fp16", "bf16")}
+    report("D=192 512x512 batch 8", errors)
+    assert errors["fp32"] <= FP32
+    assert errors["fp16"] <= SPREAD * FP16["tiny-512"]
+    assert errors["bf16"] <= BF16
+
+
 @pytest.mark.parametrize(
     "name", ["token-ends", "pool-mean", "layer-scale", "rope", "v1", "forward-only-mean", "odd-inner"]
 )
