@@ -50,6 +50,15 @@ __device__ void for_each_element(const F& function) {
     }
 }
 
+// Four floats of shared memory, in one piece.
+__device__ inline void load_four(unsigned from, float (&to)[4]) {
+    const auto four = load_shared<float4>(from);
+    to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+}
+__device__ inline void store_four(unsigned to, const float (&from)[4]) {
+    store_shared(to, float4{from[0], from[1], from[2], from[3]});
+}
+
 using States = float[2][lane_states];
 
 // Calls function(i, n) for every state of a lane.
@@ -88,8 +97,7 @@ __device__ inline unsigned steps_place(const Lane& lane, int row, int half) {
 }
 // Loads a row's of half an octet.
 __device__ inline void load_steps(unsigned half, int row, float (&delta)[half_steps]) {
-    const auto four = load_shared<float4>(half + row * half_row_bytes);
-    delta[0] = four.x, delta[1] = four.y, delta[2] = four.z, delta[3] = four.w;
+    load_four(half + row * half_row_bytes, delta);
 }
 
 // Of a lane's values of steps 2 q and 2 q + 1, the `t`th alone, as a side of a product.

@@ -355,11 +355,8 @@ private:
     // A log2(e) of the lane's states.
     __device__ void load_rates(States& rate) const {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const auto four =
-                load_shared<float4>(common_ + Sizes::rates + ((Half ? 0 : i) * warp_size + lane_.index) * 16);
-            rate[i][0] = four.x, rate[i][1] = four.y, rate[i][2] = four.z, rate[i][3] = four.w;
-        }
+        for (int i = 0; i < 2; ++i)
+            load_four(common_ + Sizes::rates + ((Half ? 0 : i) * warp_size + lane_.index) * 16, rate[i]);
     }
 
     // Zero, but only once these are there: the compiler would compute them while others wait for this warp.
@@ -402,18 +399,13 @@ private:
         wait_at(memory_, parity_ ^ nothing);
         parity_ ^= 1;
 #pragma unroll
-        for (int i = 0; i < handed; ++i) {
-            const auto four = load_shared<float4>(memory_ + inbox + (lane_.index + i * warp_size) * 16);
-            before[i][0] = four.x, before[i][1] = four.y, before[i][2] = four.z, before[i][3] = four.w;
-        }
+        for (int i = 0; i < handed; ++i) load_four(memory_ + inbox + (lane_.index + i * warp_size) * 16, before[i]);
     }
     // The states behind a leg; with two octets, those behind the second. What arriving returns.
     __device__ unsigned hand_on(const States& states) const {
 #pragma unroll
-        for (int i = 0; i < handed; ++i) {
-            const float(&s)[lane_states] = states[2 - handed + i];
-            store_shared(next_memory_ + inbox + (lane_.index + i * warp_size) * 16, float4{s[0], s[1], s[2], s[3]});
-        }
+        for (int i = 0; i < handed; ++i)
+            store_four(next_memory_ + inbox + (lane_.index + i * warp_size) * 16, states[2 - handed + i]);
         return arrive_at(next_memory_);
     }
     // The same in a brief relay, from what is computed ahead.

@@ -165,11 +165,10 @@ public:
 
     // The lane's states, to a warp that goes on with the strip, or from one.
     __device__ void leave_states(unsigned to) const {
-        store_shared(to + lane_.index * 16, float4{state_[0], state_[1], state_[2], state_[3]});
+        store_four(to + lane_.index * 16, state_);
     }
     __device__ void take_states(unsigned from) {
-        const auto four = load_shared<float4>(from + lane_.index * 16);
-        state_[0] = four.x, state_[1] = four.y, state_[2] = four.z, state_[3] = four.w;
+        load_four(from + lane_.index * 16, state_);
     }
 
     // Takes so many octets.

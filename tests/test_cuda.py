@@ -67,6 +67,11 @@ def expected(reference: VisionMamba, images: torch.Tensor) -> torch.Tensor:
     return logits.cpu()
 
 
+def errors_on_gpu(engine: vimrt.Engine, images: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
+    """Of the engine's file in every dtype."""
+    return {dtype: relative_error(on_gpu(engine, dtype).run(images), truth) for dtype in ("fp32", "fp16", "bf16")}
+
+
 def autocast_error(reference: VisionMamba, rounding: torch.dtype, images: torch.Tensor, truth: torch.Tensor) -> float:
     """The error of a forward pass that rounds as the authors' autocast does."""
     with torch.inference_mode():
@@ -92,7 +97,7 @@ def test_logits_are_the_references(name: str, tmp_path: Path) -> None:
         engine, reference = exported(config, seed, tmp_path)
         images = random_images(batch, height, width, seed)
         truth = expected(reference, images)
-        errors = {dtype: relative_error(on_gpu(engine, dtype).run(images), truth) for dtype in ("fp32", "fp16", "bf16")}
+        errors = errors_on_gpu(engine, images, truth)
         if name in FP16:
             for dtype, rounding in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
                 errors[f"autocast {dtype}"] = autocast_error(reference, rounding, images, truth)
@@ -112,7 +117,7 @@ def test_batches_are_right(config: VimConfig, batch: int, tmp_path: Path) -> Non
     engine, reference = exported(config, batch, tmp_path)
     images = random_images(batch, 224, 224, batch)
     truth = expected(reference, images)
-    errors = {dtype: relative_error(on_gpu(engine, dtype).run(images), truth) for dtype in ("fp32", "fp16", "bf16")}
+    errors = errors_on_gpu(engine, images, truth)
     limit = FP16["small-224"]
     if errors["fp16"] > limit:  # of one image, by chance
         errors["autocast fp16"] = autocast_error(reference, torch.float16, images, truth)
@@ -128,7 +133,7 @@ def test_eight_large_images_are_right(tmp_path: Path) -> None:
     engine, reference = exported(VIM_TINY, 8, tmp_path)
     images = random_images(8, 512, 512, 8)
     truth = expected(reference, images)
-    errors = {dtype: relative_error(on_gpu(engine, dtype).run(images), truth) for dtype in ("fp32", "fp16", "bf16")}
+    errors = errors_on_gpu(engine, images, truth)
     report("D=192 512x512 batch 8", errors)
     assert errors["fp32"] <= FP32
     assert errors["fp16"] <= SPREAD * FP16["tiny-512"]
