@@ -84,10 +84,22 @@ constexpr int chunk_warps = 14;
 constexpr int least_chunk = 20;
 constexpr int enough_chunks = 5;
 
+// Columns of all directions and images.
+int columns_of_all(const Scan& a) {
+    return std::max(1, a.batch * a.directions * (a.channels / column_channels));
+}
+
+// While the scan of one branch leaves multiprocessors idle, as at its end, others' steps have them. That serves whole
+// columns and strips where each of two branches still has many turns, and relays of many tokens where columns are about
+// two for each multiprocessor at most, in branches of as many as an image of Vim-S has, or fewer.
+constexpr double branch_turns = 4;
+constexpr int branch_tokens = 2048;
+constexpr double most_branched_columns = 2.2, branch_columns = 0.72;  // for each multiprocessor
+
 // Forms in the order of preference.
 std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& device) {
     const int chip = std::max(1, device.multiprocessors);
-    const int columns = std::max(1, a.batch * a.directions * (a.channels / column_channels));
+    const int columns = columns_of_all(a);
     const ScanForm whole{ScanForm::Octets}, strips{ScanForm::Strips}, wide{ScanForm::Columns};
     const ScanForm relay{ScanForm::Relay, 0, 4};
     const double turns = columns / (4.0 * chip);
@@ -160,6 +172,20 @@ ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device) {
     for (const ScanForm& form : preferred_forms(a, device))
         if (scan_takes(a, form, device)) return form;
     return {};
+}
+
+int scan_branches(const Scan& a, const DeviceProperties& device) {
+    if (!device.warpgroup_products) return 1;
+    const int chip = std::max(1, device.multiprocessors);
+    const int columns = columns_of_all(a);
+    const ScanForm form = choose_scan_form(a, device);
+    const bool whole = (form.kind == ScanForm::Octets && form.chunks == 0) || form.kind == ScanForm::Strips;
+    const bool relays = form.kind == ScanForm::Relay || form.kind == ScanForm::Halves;
+    int branches = 1;
+    if (whole && columns >= branch_turns * 4 * chip) branches = 2;
+    if (relays && a.tokens >= branch_tokens && columns <= most_branched_columns * chip)
+        branches = std::max(2, static_cast<int>(columns / (branch_columns * chip)));
+    return std::min(branches, a.batch);
 }
 
 std::size_t scan_room(const Scan& a, const ScanForm& form) {
@@ -774,6 +800,25 @@ private:
 
 int lower_bidirectional_scan(Lowering& lowering, int node, const Target& target) {
     return ScanLowering(lowering, node, target).lower();
+}
+
+int preferred_branches(const Lowering& lowering, const Target& target) {
+    for (int node = 0; node < lowering.node_count(); ++node) {
+        const Node& scan = lowering.node(node);
+        if (scan.op() != "bidirectional_scan") continue;
+        const Sizes sizes = sizes_of(lowering, node);
+        const Shape& shape = lowering.value(scan.input(0)).shape;
+        Scan a;
+        a.order = ScanOrder::Octets;
+        a.merged = merge_behind(lowering, node) != nullptr ? &a : nullptr;  // whether, not where
+        a.directions = scan.output_count();
+        a.batch = static_cast<int>(shape[0]), a.tokens = static_cast<int>(shape[1]);
+        a.channels = static_cast<int>(shape[2]);
+        a.states = static_cast<int>(sizes.padded_states), a.rank = static_cast<int>(sizes.padded_rank);
+        a.dtype = target.dtype;
+        return scan.is("backward", "own") && scan_octets_takes(a) ? scan_branches(a, target.device) : 1;
+    }
+    return 1;
 }
 
 int lower_before_scan(Lowering& lowering, int node, ValueId sum, const Target& target) {

@@ -101,6 +101,10 @@ ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device);
 bool scan_takes(const Scan& a, const ScanForm& form, const DeviceProperties& device);
 std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device);
 
+// Into how many branches, whose scans may run side by side, a batch in ScanOrder::Octets is best split: more than one
+// where measured (docs/performance.md).
+int scan_branches(const Scan& a, const DeviceProperties& device);
+
 // Bytes of Scan::chunk_states that the form needs.
 std::size_t scan_room(const Scan& a, const ScanForm& form);
 

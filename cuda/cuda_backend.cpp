@@ -137,9 +137,17 @@ int CudaBackend::lower(Lowering& lowering, int node) {
         }
     }
     const DeviceGuard guard(properties_.index);
+    return find_operator(first.op())(lowering, node, target_for(lowering));
+}
+
+Target CudaBackend::target_for(const Lowering& lowering) const {
     Target target = target_;
     target.parts = target.dtype != DType::F32 && needs_parts(lowering);
-    return find_operator(first.op())(lowering, node, target);
+    return target;
+}
+
+int CudaBackend::preferred_branches(const Lowering& lowering) const {
+    return cuda::preferred_branches(lowering, target_for(lowering));
 }
 
 void CudaBackend::lower_copy(Lowering& lowering, const Operand& source, const Operand& destination, std::int64_t rows,

@@ -37,6 +37,7 @@ public:
     bool host_accessible() const override { return false; }
 
     bool supports(const std::string& op) const override;
+    int preferred_branches(const Lowering& lowering) const override;
     int lower(Lowering& lowering, int node) override;
     void lower_copy(Lowering& lowering, const Operand& source, const Operand& destination, std::int64_t rows,
                     std::int64_t columns) override;
@@ -51,6 +52,8 @@ public:
     std::shared_ptr<void> allocate_staging(std::size_t bytes) override;
 
 private:
+    Target target_for(const Lowering& lowering) const;
+
     const DeviceProperties properties_;
     const std::unique_ptr<const CublasLt> blas_;
     MatmulAlgorithms algorithms_;

@@ -32,6 +32,13 @@ std::string culprit(const Step& step, bool one_by_one) {
     return !one_by_one && device_failed() ? program_failed : "step \"" + step.name + "\"";
 }
 
+Frame frame_for(void* const* buffers, Launch& launch) {
+    Frame frame;
+    frame.buffers = buffers;
+    frame.backend = &launch;
+    return frame;
+}
+
 void enqueue_step(const Step& step, const Frame& frame, bool one_by_one = false) {
     try {
         step.function(step.parameters.get(), frame);
@@ -61,6 +68,43 @@ private:
     cudaEvent_t event_ = nullptr;
 };
 
+class CudaExecution::Branches {
+public:
+    explicit Branches(int count) : beside_(static_cast<std::size_t>(count) - 1) {}
+
+    // What is enqueued on them from now on comes behind what is enqueued on `first`, the stream of the first branch.
+    void begin(cudaStream_t first) {
+        first_ = first;
+        if (beside_.empty()) return;
+        check(cudaEventRecord(begin_.get(), first), "a program's branches cannot begin");
+        for (const Beside& branch : beside_) wait(branch.stream.get(), begin_);
+    }
+    cudaStream_t stream(int branch) const {
+        return branch == 0 ? first_ : beside_[static_cast<std::size_t>(branch) - 1].stream.get();
+    }
+    // What is enqueued on the first one's stream from now on comes behind all of theirs.
+    void end() const {
+        for (const Beside& branch : beside_) {
+            check(cudaEventRecord(branch.end.get(), branch.stream.get()), "a program's branches cannot end");
+            wait(first_, branch.end);
+        }
+    }
+
+private:
+    struct Beside {
+        Stream stream;
+        Event end;
+    };
+
+    static void wait(cudaStream_t stream, const Event& event) {
+        check(cudaStreamWaitEvent(stream, event.get(), 0), "a program's branches cannot wait for each other");
+    }
+
+    std::vector<Beside> beside_;
+    Event begin_;
+    cudaStream_t first_ = nullptr;
+};
+
 CudaExecution::Graph::~Graph() {
     if (exec != nullptr) cudaGraphExecDestroy(exec);
 }
@@ -72,32 +116,50 @@ CudaExecution::CudaExecution(int device, const CublasLt& blas, const std::vector
             for (const BufferId buffer : *list)
                 buffer_count_ = std::max(buffer_count_, static_cast<std::size_t>(buffer) + 1);
         }
+        branch_count_ = std::max(branch_count_, step.branch + 1);
     }
+    branches_ = std::make_unique<Branches>(branch_count_);
 }
+
+CudaExecution::~CudaExecution() = default;
 
 void CudaExecution::run(void* const* buffers, void* stream) {
     const DeviceGuard guard(device_);
     const auto target = static_cast<cudaStream_t>(stream);
     cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
     check(cudaStreamIsCapturing(target, &capturing), "the stream cannot be used");
-    if (capturing != cudaStreamCaptureStatusNone) return enqueue(buffers, target, false);
+    if (capturing != cudaStreamCaptureStatusNone) {
+        {
+            const AllowWhileCapturing allowed;
+            captured_branches_.push_back(std::make_unique<Branches>(branch_count_));
+        }
+        return enqueue(buffers, target, *captured_branches_.back());
+    }
 
     static const bool one_by_one =
         std::getenv("VIMRT_CUDA_SYNC") != nullptr && std::strcmp(std::getenv("VIMRT_CUDA_SYNC"), "1") == 0;
-    if (one_by_one) return enqueue(buffers, target, true);
+    if (one_by_one) return enqueue_one_by_one(buffers, target);
     const cudaGraphExec_t graph = graph_for(buffers);
-    if (graph == nullptr) return enqueue(buffers, target, false);
+    if (graph == nullptr) return enqueue(buffers, target, *branches_);
     check(cudaGraphLaunch(graph, target), "the program's graph cannot be launched");
 }
 
-void CudaExecution::enqueue(void* const* buffers, cudaStream_t stream, bool one_by_one) const {
-    const Launch launch{stream, &blas_};
-    Frame frame;
-    frame.buffers = buffers;
-    frame.backend = const_cast<Launch*>(&launch);
+void CudaExecution::enqueue(void* const* buffers, cudaStream_t stream, Branches& branches) const {
+    Launch launch{stream, &blas_};
+    const Frame frame = frame_for(buffers, launch);
+    branches.begin(stream);
     for (const Step& step : steps_) {
-        enqueue_step(step, frame, one_by_one);
-        if (!one_by_one) continue;
+        launch.stream = branches.stream(step.branch);
+        enqueue_step(step, frame);
+    }
+    branches.end();
+}
+
+void CudaExecution::enqueue_one_by_one(void* const* buffers, cudaStream_t stream) const {
+    Launch launch{stream, &blas_};
+    const Frame frame = frame_for(buffers, launch);
+    for (const Step& step : steps_) {
+        enqueue_step(step, frame, true);
         if (const cudaError_t status = cudaStreamSynchronize(stream); status != cudaSuccess) {
             check(status, "step \"" + step.name + "\" failed on the device");
         }
@@ -140,7 +202,7 @@ void CudaExecution::capture(Graph& graph) {
     check(cudaStreamBeginCapture(capture_stream_.get(), cudaStreamCaptureModeThreadLocal),
           "the program cannot be captured");
     try {
-        enqueue(graph.buffers.data(), capture_stream_.get(), false);
+        enqueue(graph.buffers.data(), capture_stream_.get(), *branches_);
     } catch (...) {
         cudaStreamEndCapture(capture_stream_.get(), &captured.graph);
         cudaGetLastError();
@@ -182,10 +244,8 @@ std::vector<double> CudaExecution::profile(void* const* buffers, void* stream, i
 // Captures the steps, with an event before the first and after each.
 void CudaExecution::capture_marked(Graph& graph, void* const* buffers, const std::vector<TimedEvent>& marks) {
     const cudaStream_t stream = capture_stream_.get();
-    const Launch launch{stream, &blas_};
-    Frame frame;
-    frame.buffers = buffers;
-    frame.backend = const_cast<Launch*>(&launch);
+    Launch launch{stream, &blas_};
+    const Frame frame = frame_for(buffers, launch);
     GraphHandle captured;
     const std::unique_lock alone(capture_mutex());
     check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "the program cannot be captured");

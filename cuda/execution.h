@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <list>
+#include <memory>
 #include <vector>
 
 #include "backend.h"
@@ -15,6 +16,7 @@ namespace vimrt::cuda {
 class CudaExecution final : public Execution {
 public:
     CudaExecution(int device, const CublasLt& blas, const std::vector<Step>& steps);
+    ~CudaExecution() override;
 
     // Launches the graph that was captured with these buffers. A stream that is itself being captured gets the steps.
     // Launches of one graph follow each other, whatever their streams, and a graph may take over new pointers while
@@ -37,7 +39,11 @@ private:
         Graph& operator=(const Graph&) = delete;
     };
 
-    void enqueue(void* const* buffers, cudaStream_t stream, bool one_by_one) const;
+    // Streams of the steps' branches beside that of the first.
+    class Branches;
+
+    void enqueue(void* const* buffers, cudaStream_t stream, Branches& branches) const;
+    void enqueue_one_by_one(void* const* buffers, cudaStream_t stream) const;
     cudaGraphExec_t graph_for(void* const* buffers);  // null where it cannot be captured now
     void capture(Graph& graph);
     class TimedEvent;
@@ -47,7 +53,11 @@ private:
     const CublasLt& blas_;
     const std::vector<Step>& steps_;
     std::size_t buffer_count_ = 0;
+    int branch_count_ = 1;
     Stream capture_stream_;
+    std::unique_ptr<Branches> branches_;
+    // Those that a caller's capture has taken in: they belong to it until it ends, of which nobody tells.
+    std::list<std::unique_ptr<Branches>> captured_branches_;
     std::list<Graph> graphs_;  // most recently used first
 };
 

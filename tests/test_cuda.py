@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import os
@@ -187,6 +188,44 @@ def test_many_tokens_take_one_kernel_in_front_of_a_scan(tmp_path: Path) -> None:
     images = random_images(32, 224, 224, 2).numpy()
     found, truth = half.run(images, outputs=outputs), full.run(images, outputs=outputs)
     assert all(relative_error(found[name], torch.from_numpy(truth[name])) <= 2e-3 for name in outputs)
+
+
+@pytest.mark.parametrize("batch", [2, 3, 6])
+def test_branches_of_a_batch_run_side_by_side(batch: int, tmp_path: Path) -> None:
+    """Of a few large images, some may have other scans than the rest: alone, captured, in slices, from the host."""
+    config = dataclasses.replace(VIM_TINY, depth=2)
+    engine, reference = exported(config, batch, tmp_path)
+    images = random_images(batch, 768, 768, batch)
+    truth = expected(reference, images)
+    gpu = on_gpu(engine, "fp16")
+    plan = gpu.program(batch, 768)
+    properties = torch.cuda.get_device_properties(0)
+    if (properties.major, properties.minor, properties.multi_processor_count) == (9, 0, 132):
+        branches = [step["branch"] for step in plan["steps"]]
+        assert set(branches) == set(range(min(batch, max(2, batch // 2))))
+        assert branches[: max(branches) + 1] == sorted(set(branches))  # in turn
+    logits = gpu.run(images.numpy())
+    assert relative_error(logits, truth) <= 1.5e-3
+    assert max(relative_error(logits[i], truth[i]) for i in range(batch)) <= 2e-3
+    assert plan["peak"] <= gpu.memory["activations"] <= plan["peak"] + images.nbytes + logits.nbytes + 4096
+    source, out = images.cuda(), torch.empty(logits.shape, device="cuda")
+    for _ in range(20):
+        np.testing.assert_array_equal(torch.from_dlpack(gpu.run(source)).cpu().numpy(), logits)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        gpu.run(source, out=out)
+        fresh = torch.from_dlpack(gpu.run(source))
+    source.mul_(2)
+    np.testing.assert_array_equal(gpu.run(images.numpy()), logits)
+    doubled = gpu.run(source.cpu().numpy())
+    graph.replay()
+    for captured in (out, fresh):
+        np.testing.assert_array_equal(captured.cpu().numpy(), doubled)
+    inside = gpu.run(images.numpy(), outputs=["layers.1.residual", "logits"])
+    np.testing.assert_array_equal(inside["logits"], logits)
+    assert inside["layers.1.residual"].shape == (batch, 48 * 48 + 1, config.d_model)
+    one_by_one = on_gpu(engine, "fp16", max_memory=gpu.memory["activations"] // batch + (1 << 20)).run(images.numpy())
+    assert relative_error(one_by_one, truth) <= 1.5e-3
 
 
 @pytest.mark.parametrize("depth", [96, 384, 448])

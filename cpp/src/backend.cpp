@@ -25,6 +25,10 @@ std::shared_ptr<void> share_host_memory(std::size_t bytes) {
 
 }  // namespace
 
+int Backend::preferred_branches(const Lowering& /*lowering*/) const {
+    return 1;
+}
+
 bool Backend::is_capturing(void* /*stream*/) {
     return false;
 }

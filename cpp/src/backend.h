@@ -25,6 +25,9 @@ struct Step {
     std::size_t parameter_bytes = 0;
     std::vector<BufferId> reads;
     std::vector<BufferId> writes;
+    // Steps of one branch run in their order; those of different branches share nothing that any of them writes, and
+    // may run side by side.
+    int branch = 0;
 };
 
 struct BackendOptions {
@@ -83,6 +86,9 @@ public:
     virtual bool host_accessible() const = 0;    // device memory may be read and written by the host directly
 
     virtual bool supports(const std::string& op) const = 0;
+    // Into how many branches of about as many images a program's batch is best split, at most one for each image:
+    // their steps may run side by side (Step::branch). `lowering` is that of the whole batch.
+    virtual int preferred_branches(const Lowering& lowering) const;
     // Emits the steps of graph node `node` and possibly of its successors; returns how many nodes that was.
     virtual int lower(Lowering& lowering, int node) = 0;
     // Emits a step that copies a matrix, so that a value the caller asked for leaves the arena as dense fp32.
@@ -119,6 +125,6 @@ struct BackendEntry {
     // Throws DeviceError where the device, its driver or a library is missing, saying which and how to get it.
     std::unique_ptr<Backend> (*create)(const BackendOptions& options) = nullptr;
 };
-inline constexpr int backend_abi_version = 6;
+inline constexpr int backend_abi_version = 7;
 
 }  // namespace vimrt

@@ -30,10 +30,6 @@ namespace {
 // Programs kept; a size beyond that replaces the one that was used longest ago.
 constexpr std::size_t max_cached_programs = 16;
 
-std::int64_t round_up(std::int64_t bytes, std::int64_t alignment) {
-    return (bytes + alignment - 1) / alignment * alignment;
-}
-
 std::string joined(const std::vector<std::string>& names) {
     std::string list;
     for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
@@ -348,7 +344,7 @@ public:
             }
             const auto bytes = static_cast<std::size_t>(buffer.size);
             slot.buffers[i] = own.emplace_back(*backend_, bytes).get();
-            if (buffer.kind == Kind::Input) backend_->copy(slot.buffers[i], input.raw(), bytes, stream);
+            if (buffer.kind == Kind::Input) backend_->copy(slot.buffers[i], part_of(input, buffer, 0), bytes, stream);
         }
         backend_->synchronize(stream);
         const std::vector<double> seconds = slot.execution->profile(slot.buffers.data(), stream, repetitions);
@@ -554,7 +550,7 @@ private:
         std::int64_t staged_at = program.peak;
         // The slice's part of `tensor`, or its place in the arena where the device cannot reach the tensor.
         const auto place = [&](const ProgramBufferRecord& buffer, const Tensor& tensor) -> void* {
-            if (!is_staged(tensor)) return part_of(tensor, buffer, program, first);
+            if (!is_staged(tensor)) return part_of(tensor, buffer, first);
             staged_at = round_up(staged_at, alignment);
             std::byte* const at = arena + staged_at;
             staged_at += buffer.size;
@@ -569,7 +565,7 @@ private:
                 case Kind::Input:
                     slot.buffers[i] = place(buffer, input);
                     if (is_staged(input)) {
-                        backend_->copy(slot.buffers[i], part_of(input, buffer, program, first),
+                        backend_->copy(slot.buffers[i], part_of(input, buffer, first),
                                        static_cast<std::size_t>(buffer.size), stream);
                     }
                     break;
@@ -582,17 +578,18 @@ private:
         for (std::size_t i = 0; i < program.buffers.size(); ++i) {
             const ProgramBufferRecord& buffer = program.buffers[i];
             if (buffer.kind != Kind::Output || !is_staged(results[static_cast<std::size_t>(buffer.output)])) continue;
-            backend_->copy(part_of(results[static_cast<std::size_t>(buffer.output)], buffer, program, first),
-                           slot.buffers[i], static_cast<std::size_t>(buffer.size), stream);
+            backend_->copy(part_of(results[static_cast<std::size_t>(buffer.output)], buffer, first), slot.buffers[i],
+                           static_cast<std::size_t>(buffer.size), stream);
         }
         cached.give_back(std::move(slot));
     }
 
-    // Where image `first` of a whole batch begins. Steps read inputs only.
-    static void* part_of(const Tensor& tensor, const ProgramBufferRecord& buffer, const Program& program,
-                         std::int64_t first) {
-        const std::int64_t image_bytes = buffer.size / program.key.batch;
-        return const_cast<std::byte*>(static_cast<const std::byte*>(tensor.raw())) + first * image_bytes;
+    // Where the images that the buffer holds begin in a whole batch, of a program that begins with image `first`. Steps
+    // read inputs only.
+    static void* part_of(const Tensor& tensor, const ProgramBufferRecord& buffer, std::int64_t first) {
+        const std::int64_t image_bytes = buffer.size / buffer.images;
+        return const_cast<std::byte*>(static_cast<const std::byte*>(tensor.raw())) +
+               (first + buffer.first) * image_bytes;
     }
 
     ModelFile file_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 
 #include "operators.h"
@@ -42,26 +43,44 @@ const void* ConstantStore::get(const std::string& key, std::size_t bytes, void (
     return block.memory;
 }
 
+// Images of a program's batch.
+struct Images {
+    std::int64_t first, count;
+};
+
+// Lowers the graph for some of a program's images, behind what was lowered for others.
 class LoweringImpl {
 public:
     LoweringImpl(const Graph& graph, const Preprocessing& recipe, Backend& backend, ConstantStore& engine_constants,
-                 Program& program, const std::string& place)
+                 Program& program, Images images, const std::string& place)
         : graph_(graph),
           recipe_(recipe),
           backend_(backend),
           engine_constants_(engine_constants),
           program_(program),
+          images_(images),
           place_(place),
-          values_(infer_shapes(graph, program.key.batch, program.key.height, program.key.width, place)),
+          values_(infer_shapes(graph, images.count, program.key.height, program.key.width, place)),
           storage_(graph.value_names.size()),
           last_reader_(graph.value_names.size(), -1),
-          readers_(graph.value_names.size(), 0) {
-        bind_input();
-        bind_outputs();
+          readers_(graph.value_names.size(), 0),
+          first_buffer_(program.buffers.size()) {}
+
+    int preferred_branches() {
+        mark_needed();
+        return backend_.preferred_branches(Lowering(*this));
+    }
+
+    std::vector<Shape> output_shapes() const {
+        std::vector<Shape> shapes;
+        for (const ValueId value : program_.key.outputs) shapes.push_back(values_[index(value)].shape);
+        return shapes;
     }
 
     // Steps of the nodes, in order, each followed by copies of the outputs it produced.
     void lower() {
+        bind_input();
+        bind_outputs();
         mark_needed();
         Lowering lowering(*this);
         const int count = static_cast<int>(graph_.nodes.size());
@@ -78,10 +97,11 @@ public:
         }
     }
 
+    // Places the buffers behind those of the images lowered before.
     void plan() {
         std::vector<BufferLifetime> lifetimes;
         std::vector<std::size_t> planned;
-        for (std::size_t i = 0; i < program_.buffers.size(); ++i) {
+        for (std::size_t i = first_buffer_; i < program_.buffers.size(); ++i) {
             const ProgramBufferRecord& buffer = program_.buffers[i];
             if (buffer.kind != ProgramBufferRecord::Kind::Arena) continue;
             if (buffer.begin < 0) throw std::logic_error("no step uses the buffer " + buffer.name);
@@ -91,9 +111,10 @@ public:
         PlanOptions options;
         options.alignment = static_cast<std::int64_t>(backend_.alignment());
         const MemoryPlan plan = plan_memory(lifetimes, options);
-        for (std::size_t i = 0; i < planned.size(); ++i) program_.buffers[planned[i]].offset = plan.offsets[i];
-        program_.peak = plan.peak;
-        program_.lower_bound = plan.lower_bound;
+        const std::int64_t begin = round_up(program_.peak, options.alignment);
+        for (std::size_t i = 0; i < planned.size(); ++i) program_.buffers[planned[i]].offset = begin + plan.offsets[i];
+        program_.peak = begin + plan.peak;
+        program_.lower_bound = round_up(program_.lower_bound, options.alignment) + plan.lower_bound;
     }
 
     static std::size_t index(std::int32_t id) { return static_cast<std::size_t>(id); }
@@ -116,6 +137,8 @@ public:
         record.name = std::move(name);
         record.kind = kind;
         record.output = output;
+        record.first = images_.first;
+        record.images = images_.count;
         if (__builtin_mul_overflow(elements, static_cast<std::int64_t>(size_of(dtype)), &record.size)) {
             throw InvalidArgument(place_ + ": the value \"" + record.name +
                                   "\" would need more bytes than fit in 63 bits");
@@ -138,13 +161,15 @@ public:
     Backend& backend_;
     ConstantStore& engine_constants_;
     Program& program_;
+    const Images images_;
     const std::string& place_;
     std::vector<ValueInfo> values_;
     std::vector<Operand> storage_;  // by ValueId; buffer -1 while the value does not exist
     std::vector<int> last_reader_;  // by ValueId: the last node that reads it, -1 for none
     std::vector<int> readers_;      // by ValueId: how many inputs of nodes it is
     std::vector<bool> needed_;      // by node
-    int current_ = 0;               // the node being lowered
+    const std::size_t first_buffer_;
+    int current_ = 0;  // the node being lowered
 
 private:
     void bind_input() {
@@ -156,7 +181,6 @@ private:
     void bind_outputs() {
         for (std::size_t i = 0; i < program_.key.outputs.size(); ++i) {
             const ValueId value = program_.key.outputs[i];
-            program_.output_shapes.push_back(values_[index(value)].shape);
             destinations_.push_back(new_buffer(graph_.value_names[index(value)], rows(value) * columns(value),
                                                DType::F32, columns(value), ProgramBufferRecord::Kind::Output,
                                                static_cast<int>(i)));
@@ -302,7 +326,7 @@ ProgramInfo Program::describe() const {
     ProgramInfo info;
     for (const Step& step : steps) {
         info.steps.push_back(
-            {step.name, {step.reads.begin(), step.reads.end()}, {step.writes.begin(), step.writes.end()}});
+            {step.name, {step.reads.begin(), step.reads.end()}, {step.writes.begin(), step.writes.end()}, step.branch});
     }
     for (const ProgramBufferRecord& b : buffers) info.buffers.push_back({b.name, b.size, b.begin, b.end, b.offset});
     info.peak = peak;
@@ -310,12 +334,52 @@ ProgramInfo Program::describe() const {
     return info;
 }
 
+namespace {
+
+// Puts steps that lie branch by branch in the order in which branches side by side come to them, so that lifetimes tell
+// what is alive at the same time.
+void take_turns(Program& program) {
+    std::vector<std::size_t> order(program.steps.size()), turn(program.steps.size()), place(program.steps.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    for (std::size_t i = 1; i < order.size(); ++i)
+        turn[i] = program.steps[i].branch == program.steps[i - 1].branch ? turn[i - 1] + 1 : 0;
+    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return turn[a] < turn[b]; });
+    std::vector<Step> steps;
+    steps.reserve(order.size());
+    for (const std::size_t step : order) {
+        place[step] = steps.size();
+        steps.push_back(std::move(program.steps[step]));
+    }
+    program.steps = std::move(steps);
+    for (ProgramBufferRecord& buffer : program.buffers) {
+        if (buffer.begin < 0) continue;
+        buffer.begin = static_cast<std::int64_t>(place[static_cast<std::size_t>(buffer.begin)]);
+        buffer.end = static_cast<std::int64_t>(place[static_cast<std::size_t>(buffer.end) - 1]) + 1;
+    }
+}
+
+}  // namespace
+
 std::unique_ptr<Program> lower_program(const Graph& graph, const Preprocessing& recipe, Backend& backend,
                                        ConstantStore& engine_constants, ProgramKey key, const std::string& place) {
     auto program = std::make_unique<Program>(backend, std::move(key));
-    LoweringImpl lowering(graph, recipe, backend, engine_constants, *program, place);
-    lowering.lower();
-    lowering.plan();
+    const auto lowering_of = [&](Images images) {
+        return LoweringImpl(graph, recipe, backend, engine_constants, *program, images, place);
+    };
+    const std::int64_t batch = program->key.batch;
+    LoweringImpl whole = lowering_of({0, batch});
+    program->output_shapes = whole.output_shapes();
+    const std::int64_t branches = std::clamp<std::int64_t>(whole.preferred_branches(), 1, batch);
+    for (std::int64_t i = 0; i < branches; ++i) {
+        const std::int64_t first = batch / branches * i + std::min(i, batch % branches);
+        LoweringImpl branch = lowering_of({first, batch / branches + (i < batch % branches ? 1 : 0)});
+        const std::size_t first_step = program->steps.size();
+        branch.lower();
+        branch.plan();
+        for (std::size_t step = first_step; step < program->steps.size(); ++step)
+            program->steps[step].branch = static_cast<int>(i);
+    }
+    if (branches > 1) take_turns(*program);
     program->steps.shrink_to_fit();
     program->buffers.shrink_to_fit();
     return program;

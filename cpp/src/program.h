@@ -41,6 +41,10 @@ private:
     std::atomic<std::int64_t> bytes_ = 0;
 };
 
+inline std::int64_t round_up(std::int64_t bytes, std::int64_t alignment) {
+    return (bytes + alignment - 1) / alignment * alignment;
+}
+
 struct ProgramKey {
     std::int64_t batch = 0;
     std::int64_t height = 0;
@@ -55,7 +59,9 @@ struct ProgramBufferRecord {
     enum class Kind : std::uint8_t { Arena, Input, Output };
     std::string name;
     Kind kind = Kind::Arena;
-    int output = -1;          // for Kind::Output: which of ProgramKey::outputs
+    int output = -1;         // for Kind::Output: which of ProgramKey::outputs
+    std::int64_t first = 0;  // for Kind::Input and Output: the images that it holds, of the program's batch
+    std::int64_t images = 0;
     std::int64_t size = 0;    // bytes
     std::int64_t begin = -1;  // lives in steps [begin, end)
     std::int64_t end = -1;

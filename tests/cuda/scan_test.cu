@@ -299,3 +299,29 @@ TEST(the_form_fits_every_device) {
         }
     }
 }
+
+TEST(a_batch_has_branches_where_they_were_measured) {
+    DeviceProperties hopper;
+    hopper.multiprocessors = 132;
+    hopper.shared_bytes_per_block = 227 * 1024;
+    hopper.clusters = hopper.warpgroup_products = true;
+    const auto branches = [&](int batch, int tokens, int channels, int rank) {
+        Scan a = scan_of({batch, tokens, channels, 16, rank, DType::F16, 2, true, true, ScanOrder::Octets});
+        a.merged = &a;  // whether, not where
+        DeviceProperties other = hopper;
+        other.warpgroup_products = false;
+        CHECK(scan_branches(a, other) == 1);
+        return scan_branches(a, hopper);
+    };
+    CHECK(branches(1, 65537, 384, 16) == 1);  // one image
+    CHECK(branches(2, 6085, 384, 16) == 2);   // relays of both, and of each, leave multiprocessors idle
+    CHECK(branches(3, 16385, 384, 16) == 2);
+    CHECK(branches(6, 6085, 384, 16) == 3);
+    CHECK(branches(3, 6085, 768, 32) == 3);
+    CHECK(branches(4, 6085, 768, 32) == 1);
+    CHECK(branches(8, 6085, 384, 16) == 1);  // trios fill the chip
+    CHECK(branches(2, 1025, 384, 16) == 1);  // few tokens
+    CHECK(branches(24, 197, 384, 16) == 1);  // half of it would leave quarters without a strip
+    CHECK(branches(128, 197, 384, 16) == 2);
+    CHECK(branches(128, 197, 1536, 48) == 2);
+}

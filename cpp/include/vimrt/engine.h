@@ -60,6 +60,7 @@ struct ProgramStep {
     std::string name;
     std::vector<int> reads;  // indices into ProgramInfo::buffers
     std::vector<int> writes;
+    int branch = 0;  // steps of different branches, which have parts of the batch, may run side by side
 };
 
 struct ProgramBuffer {
