@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from conftest import Vimrt
@@ -23,6 +23,7 @@ from vimrt.bench.plot import Point, plot
 from vimrt.bench.profile import attribute, profile_run
 from vimrt.bench.report import Settings
 from vimrt.bench.work import Work, parts_of, work_of
+from vimrt.engine import Profile
 
 ROOT = Path(__file__).parent.parent
 
@@ -186,6 +187,33 @@ def test_a_profile_holds_all_the_work(tiny_model: Path) -> None:
     assert sum(kind.seconds for kind in report.kinds()) == pytest.approx(report.seconds)
     scans = [step for step in report.steps if "scan" in step.kind]
     assert all(step.work.exponentials and step.floor_seconds for step in scans) and len(scans) == 2
+
+
+class _TwoBranches:
+    """An engine whose program has two branches of an image each, one step after the other in turn."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.info, self.path = engine, engine.info, engine.path
+        self.backend, self.dtype = engine.backend, engine.dtype
+
+    def profile(self, batch: int, image_size: tuple[int, int], repetitions: int) -> Profile:
+        timed = self.engine.profile(1, image_size, repetitions)
+        return Profile(batch, [step for step in timed.steps for _ in range(2)])
+
+    def program(self, batch: int, image_size: tuple[int, int]) -> dict[str, Any]:
+        program = self.engine.program(1, image_size)
+        program["steps"] = [step | {"branch": i} for step in program["steps"] for i in range(2)]
+        assert all(step["images"] == 1 for step in program["steps"]) and batch == 2
+        return program
+
+
+def test_each_branch_of_a_profile_has_its_own_work(tiny_model: Path) -> None:
+    engine = Engine(tiny_model, device="cpu", threads=1)
+    rates = {"exp_per_second": 1e9, "fma_flops_per_second": 1e9}
+    report = profile_run(cast(Engine, _TwoBranches(engine)), (28, 28), 2, rates, repetitions=2)
+    assert sum((step.work for step in report.steps), Work()) == work_of(engine.info, 2, (28, 28))
+    for first, second in zip(report.steps[::2], report.steps[1::2], strict=True):
+        assert (first.name, first.work, first.bytes) == (second.name, second.work, second.bytes)
 
 
 def test_steps_named_after_their_nodes_get_those_nodes_work(tiny_model: Path) -> None:

@@ -28,6 +28,7 @@ struct Step {
     // Steps of one branch run in their order; those of different branches share nothing that any of them writes, and
     // may run side by side.
     int branch = 0;
+    std::int64_t images = 0;  // of the branch
 };
 
 struct BackendOptions {

@@ -325,8 +325,11 @@ void Lowering::fail(int node, const char* what) const {
 ProgramInfo Program::describe() const {
     ProgramInfo info;
     for (const Step& step : steps) {
-        info.steps.push_back(
-            {step.name, {step.reads.begin(), step.reads.end()}, {step.writes.begin(), step.writes.end()}, step.branch});
+        info.steps.push_back({step.name,
+                              {step.reads.begin(), step.reads.end()},
+                              {step.writes.begin(), step.writes.end()},
+                              step.branch,
+                              step.images});
     }
     for (const ProgramBufferRecord& b : buffers) info.buffers.push_back({b.name, b.size, b.begin, b.end, b.offset});
     info.peak = peak;
@@ -372,12 +375,15 @@ std::unique_ptr<Program> lower_program(const Graph& graph, const Preprocessing& 
     const std::int64_t branches = std::clamp<std::int64_t>(whole.preferred_branches(), 1, batch);
     for (std::int64_t i = 0; i < branches; ++i) {
         const std::int64_t first = batch / branches * i + std::min(i, batch % branches);
-        LoweringImpl branch = lowering_of({first, batch / branches + (i < batch % branches ? 1 : 0)});
+        const std::int64_t count = batch / branches + (i < batch % branches ? 1 : 0);
+        LoweringImpl branch = lowering_of({first, count});
         const std::size_t first_step = program->steps.size();
         branch.lower();
         branch.plan();
-        for (std::size_t step = first_step; step < program->steps.size(); ++step)
+        for (std::size_t step = first_step; step < program->steps.size(); ++step) {
             program->steps[step].branch = static_cast<int>(i);
+            program->steps[step].images = count;
+        }
     }
     if (branches > 1) take_turns(*program);
     program->steps.shrink_to_fit();

@@ -155,6 +155,7 @@ TEST(steps_of_branches_come_in_turn) {
     std::vector<std::int64_t> offsets;
     for (std::size_t i = 0; i < run.program->steps.size(); ++i) {
         CHECK_EQ(run.program->steps[i].branch, i % 2);
+        CHECK_EQ(run.program->steps[i].images, i % 2 == 0 ? 3 : 2);
         CHECK_EQ(run.program->steps[i].name, whole.program->steps[i / 2].name);
     }
     for (const vimrt::ProgramBufferRecord& buffer : run.program->buffers) {

@@ -94,12 +94,15 @@ def profile_run(
     """Times the steps of a run of `batch` images; `rates` are those of measure_rates()."""
     timed = engine.profile(batch, image_size, repetitions)
     program = engine.program(timed.images, image_size)
-    names = [step.name for step in timed.steps]
-    works, weights = attribute(names, parts_of(engine.info, timed.images, image_size))
+    own = {}  # work and weights of each branch's steps, in order
+    for branch, images in {record["branch"]: record["images"] for record in program["steps"]}.items():
+        names = [record["name"] for record in program["steps"] if record["branch"] == branch]
+        own[branch] = iter(zip(*attribute(names, parts_of(engine.info, images, image_size)), strict=True))
     steps = []
-    for i, (step, record) in enumerate(zip(timed.steps, program["steps"], strict=True)):
-        moved = _buffer_bytes(record, program["buffers"]) + weights[i] * _ITEM_BYTES[engine.dtype]
-        steps.append(StepProfile(step.name, 1, step.seconds, moved, works[i], _floor(moved, works[i], rates)))
+    for step, record in zip(timed.steps, program["steps"], strict=True):
+        work, weights = next(own[record["branch"]])
+        moved = _buffer_bytes(record, program["buffers"]) + weights * _ITEM_BYTES[engine.dtype]
+        steps.append(StepProfile(step.name, 1, step.seconds, moved, work, _floor(moved, work, rates)))
     return ProfileReport(engine.path, engine.backend, image_size, batch, timed.images, rates, steps)
 
 
