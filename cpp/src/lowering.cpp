@@ -73,6 +73,7 @@ public:
 
     std::vector<Shape> output_shapes() const {
         std::vector<Shape> shapes;
+        shapes.reserve(program_.key.outputs.size());
         for (const ValueId value : program_.key.outputs) shapes.push_back(values_[index(value)].shape);
         return shapes;
     }
