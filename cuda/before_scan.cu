@@ -565,11 +565,9 @@ int before_scan_octets(const BeforeScan& a, const DeviceProperties& device) {
 
 void before_scan(const BeforeScan& a, cudaStream_t stream) {
     with_kernel(a, a.octets, [&]<typename T, int Width, int Octets>() {
-        const auto kernel = before_scan_of<T, Width, Octets>;
         constexpr int bytes = Sizes<Width, Octets>::bytes;
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-              "before_scan: shared memory");
-        launch("before_scan", kernel, {static_cast<unsigned>(runs_of(a, Octets)), threads, bytes}, stream, a);
+        launch("before_scan", before_scan_of<T, Width, Octets>,
+               {static_cast<unsigned>(runs_of(a, Octets)), threads, bytes}, stream, a);
     });
 }
 

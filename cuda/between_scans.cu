@@ -615,10 +615,7 @@ int between_scans_shared_bytes(const BetweenScans& a, const DeviceProperties& de
 
 void between_scans(const BetweenScans& a, cudaStream_t stream) {
     with_kernel(a, [&]<typename T, int Width>() {
-        const auto kernel = between_scans_of<T, Width>;
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, a.shared_bytes),
-              "between_scans: shared memory");
-        launch("between_scans", kernel,
+        launch("between_scans", between_scans_of<T, Width>,
                {static_cast<unsigned>(runs_of(a) * blocks), threads, static_cast<std::size_t>(a.shared_bytes), blocks},
                stream, a);
     });

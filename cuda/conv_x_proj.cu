@@ -330,13 +330,11 @@ int conv_x_proj_split(const ConvXProj& a, const DeviceProperties& device) {
 
 void conv_x_proj(const ConvXProj& a, cudaStream_t stream) {
     const auto start = [&]<typename T, int Features, int Tokens>() {
-        const auto kernel = convolve_and_project<T, Features, Tokens>;
         constexpr int bytes = Layout<Features, Tokens>::bytes;
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-              "conv_x_proj: shared memory");
         const auto split = static_cast<unsigned>(a.split);
         const unsigned blocks = blocks_for(a.conv.tokens, Tokens) * static_cast<unsigned>(a.conv.batch) * split;
-        launch("conv_x_proj", kernel, {blocks, threads_of<Tokens>, bytes, split}, stream, a);
+        launch("conv_x_proj", convolve_and_project<T, Features, Tokens>, {blocks, threads_of<Tokens>, bytes, split},
+               stream, a);
     };
     const auto start_of_type = [&]<typename T>() {
         if (run_tokens(a) == 64) return start.template operator()<T, many_features, 64>();

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <atomic>
+#include <mutex>
 
 #include "vimrt/error.h"
 
@@ -34,6 +35,15 @@ void refuse_memory(std::size_t bytes, const std::string& what) {
     throw OutOfMemory("cuda:" + std::to_string(device) + " refused " + std::to_string(bytes) + " bytes of " + what +
                       ": " + std::to_string(free) + " of " + std::to_string(total) +
                       " are free; use a smaller batch or image, or give max_memory so that batches run in slices");
+}
+
+void allow_shared_memory(const void* kernel, std::size_t bytes, const char* name) {
+    static std::mutex mutex;
+    const std::lock_guard lock(mutex);
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, kernel), name);
+    if (bytes <= static_cast<std::size_t>(attributes.maxDynamicSharedSizeBytes)) return;
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), name);
 }
 
 DeviceGuard::DeviceGuard(int device) {

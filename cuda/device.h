@@ -16,6 +16,10 @@ inline void check(cudaError_t status, const char* what) {
     if (status != cudaSuccess) check(status, std::string(what));
 }
 
+// Lets `kernel` be launched with `bytes` of dynamic shared memory. What was allowed before stays so: another thread may
+// be about to launch it with more.
+void allow_shared_memory(const void* kernel, std::size_t bytes, const char* name);
+
 // What is said where the device failed and it is not known at which step.
 inline constexpr const char* program_failed = "the program failed on the device; VIMRT_CUDA_SYNC=1 names the step";
 

@@ -37,6 +37,7 @@ void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, c
     config.stream = stream;
     config.attrs = attributes;
     config.numAttrs = count;
+    if (grid.shared_bytes > 0) allow_shared_memory(reinterpret_cast<const void*>(kernel), grid.shared_bytes, name);
     check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), name);
 }
 

@@ -419,11 +419,7 @@ void scan_columns(const Scan& a, cudaStream_t stream) {
     const Grid grid{blocks_for(column_count(a), warps_of_block), warps_of_block * warp_size,
                     scan_columns_shared_bytes(a)};
     with_columns(a, [&]<typename T, int N, int Rank>() {
-        const auto kernel = scan_columns_of<T, N, Rank>;
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(grid.shared_bytes)),
-              "scan_columns: shared memory");
-        launch("scan_columns", kernel, grid, stream, a);
+        launch("scan_columns", scan_columns_of<T, N, Rank>, grid, stream, a);
     });
 }
 

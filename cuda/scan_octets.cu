@@ -285,9 +285,6 @@ void start(Kernel kernel, unsigned blocks, bool early, const Scan& a, cudaStream
     if (blocks == 0) return;
     const Grid grid{blocks, warps_of_block * warp_size,
                     static_cast<std::size_t>(warps_of_block * Column<__half, Rank>::bytes), 1, early};
-    check(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)),
-        "scan_octets: shared memory");
     launch("scan_octets", kernel, grid, stream, a, arguments...);
 }
 

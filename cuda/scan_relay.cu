@@ -616,15 +616,11 @@ void scan_relay(const Scan& a, const ScanForm& form, cudaStream_t stream) {
     with_rank(a, [&]<typename T, int Rank>() {
         with_legs(form, [&]<bool Half, bool Brief>() {
             using Sizes = Leg<Rank, Half>;
-            const auto kernel = scan_relay_of<T, Rank, Half, Brief>;
-            const int bytes = block_bytes(form.warps);
             const unsigned directions = static_cast<unsigned>(a.directions);
             const unsigned units = static_cast<unsigned>(a.batch) * static_cast<unsigned>(a.channels / Sizes::channels);
-            check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-                  "scan_relay: shared memory");
-            launch("scan_relay", kernel,
-                   {units * directions, static_cast<unsigned>(form.warps * warp_size), static_cast<std::size_t>(bytes),
-                    directions, a.tokens <= early_tokens},
+            launch("scan_relay", scan_relay_of<T, Rank, Half, Brief>,
+                   {units * directions, static_cast<unsigned>(form.warps * warp_size),
+                    static_cast<std::size_t>(block_bytes(form.warps)), directions, a.tokens <= early_tokens},
                    stream, a);
         });
     });

@@ -521,8 +521,6 @@ bool scan_trios_takes(const Scan& a, const DeviceProperties& device) {
 void scan_trios(const Scan& a, cudaStream_t stream) {
     with_rank(a, [&]<typename T, int Rank>() {
         constexpr int bytes = trios_bytes<T, Rank>();
-        check(cudaFuncSetAttribute(scan_trios_of<T, Rank>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-              "scan_trios: shared memory");
         const unsigned pairs = blocks_for(std::int64_t{a.batch} * (a.channels / column_channels), trio);
         launch("scan_trios", scan_trios_of<T, Rank>,
                {2 * pairs, trio_warps * warp_size, static_cast<std::size_t>(bytes), 1, false}, stream, a);

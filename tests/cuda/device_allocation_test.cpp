@@ -12,7 +12,10 @@
 #include <thread>
 #include <vector>
 
+#include "require.h"
 #include "vimrt/vimrt.h"
+
+using vimrt::cuda::test::require;
 
 namespace {
 
@@ -56,12 +59,6 @@ int failures = 0;
 void expect(bool holds, const char* what) {
     std::printf("%s %s\n", holds ? "ok    " : "FAILED", what);
     if (!holds) ++failures;
-}
-
-void require(cudaError_t status) {
-    if (status == cudaSuccess) return;
-    std::fprintf(stderr, "device_allocation_test: CUDA: %s\n", cudaGetErrorString(status));
-    std::exit(1);
 }
 
 std::size_t free_bytes() {
