@@ -55,6 +55,8 @@ struct Sizes {
     static constexpr int pairs = octets;
     static constexpr int blocks = pairs + halo;
     static constexpr int rows = quarters * 2 * blocks;
+    // z needs no halo: of its rows' blocks the first and the last are left out, but where that spills registers.
+    static constexpr int skipped = Width == 192 && octets == 13 ? 0 : 1;
     static constexpr int depth = weight_depth(Width), weight_bytes = warpgroup_rows * depth * 2;  // of a panel
     static constexpr int slot_bytes = slot_panels * weight_bytes;
     static constexpr int copies = Width / depth / slot_panels;  // of weights for a slab's x, or z
@@ -87,6 +89,7 @@ template <typename T, int Width, int Octets>
 class Run {
     using S = Sizes<Width, Octets>;
     using Sums = float[S::blocks][4];
+    using SumsOfZ = float[S::blocks - 2 * S::skipped][4];
 
 public:
     // `first`: octet.
@@ -111,17 +114,18 @@ public:
         normalise();
         show_to_products();
         __syncthreads();
-        Sums sum;
         for (int round = 0; round < S::rounds; ++round) {
-            multiply(sum);
+            Sums x;
+            multiply<0>(x);
             if (round > 0) wait_at(c_is_read(), round % 2 ^ 1);
-            convolve(round, sum);
+            convolve(round, x);
             arrive_at(c_is_there());
             __syncwarp();
             store_octets<0>(round);
             store_octets<1>(round);
-            multiply(sum);
-            store_z(round, sum);
+            SumsOfZ z;
+            multiply<S::skipped>(z);
+            store_z(round, z);
             project(round);
         }
         store_projected();
@@ -230,9 +234,10 @@ private:
         }
     }
 
-    // The next 64 channels of all rows. Slots are filled again as soon as they may be, or where they are enough for all
-    // weights of a slab, at once.
-    __device__ void multiply(Sums& sum) {
+    // The next 64 channels of rows from 8 `First` on. Slots are filled again as soon as they may be, or where they are
+    // enough for all weights of a slab, at once.
+    template <int First, int Blocks>
+    __device__ void multiply(float (&sum)[Blocks][4]) {
         constexpr bool at_once = S::slots == S::copies;
         if (at_once) {
             for (int slot = 0; slot < S::slots; ++slot) wait_at(slot_barrier(slot), parity_);
@@ -249,7 +254,8 @@ private:
             for (int panel = 0; panel < S::slot_panels; ++panel) {
                 const int column = (copy * S::slot_panels + panel) * S::depth;
                 const auto left = panel_at<S::depth>(slots_ + slot * S::slot_bytes + panel * S::weight_bytes);
-                const auto right = panel_at<panel_depth>(shared_ + column / panel_depth * S::panel_bytes) +
+                const auto right = panel_at<panel_depth>(shared_ + column / panel_depth * S::panel_bytes +
+                                                         First * 8 * slab_row_bytes) +
                                    column % panel_depth / tile * panel_step;
 #pragma unroll
                 for (int k = 0; k < S::depth / tile; ++k)
@@ -282,12 +288,13 @@ private:
         return (round * groups + group_) * (slab_channels / column_channels) + warp_;
     }
 
-    // A token of the lane's quarter, its halo's first.
-    __device__ static float token(const Sums& sum, int i, int t) {
+    // A token of the lane's quarter, its halo's first, of row i.
+    template <int Blocks>
+    __device__ static float token(const float (&sum)[Blocks][4], int i, int t) {
         return sum[t / 2][2 * i + t % 2];
     }
 
-    __device__ void store_z(int round, const Sums& sum) const {
+    __device__ void store_z(int round, const SumsOfZ& z) const {
         constexpr int row_bytes = S::channels * 2;
         // Where lanes have tokens: quarter g / 2.
         const int first = first_ * octet_tokens + lane_.g / 2 * 2 * S::pairs + lane_.g % 2;
@@ -295,9 +302,9 @@ private:
                    column(round) * column_channels * 2 + lane_.q * 8;
 #pragma unroll
         for (int p = 0; p < S::pairs; ++p) {
-            const int t = halo + 2 * p;
-            const uint2 values{transpose(pack_two<T>(token(sum, 0, t), token(sum, 0, t + 1))),
-                               transpose(pack_two<T>(token(sum, 1, t), token(sum, 1, t + 1)))};
+            const int t = halo + 2 * (p - S::skipped);
+            const uint2 values{transpose(pack_two<T>(token(z, 0, t), token(z, 0, t + 1))),
+                               transpose(pack_two<T>(token(z, 1, t), token(z, 1, t + 1)))};
             store_if(first + 2 * p < tokens(), to + 2 * p * row_bytes, values);
         }
     }

@@ -28,17 +28,21 @@ constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std:
 }
 
 #define VIMRT_SUM(j) "+f"(sum[j][0]), "+f"(sum[j][1]), "+f"(sum[j][2]), "+f"(sum[j][3])
-#define VIMRT_SUMS_9                                                                                                \
-    VIMRT_SUM(0), VIMRT_SUM(1), VIMRT_SUM(2), VIMRT_SUM(3), VIMRT_SUM(4), VIMRT_SUM(5), VIMRT_SUM(6), VIMRT_SUM(7), \
-        VIMRT_SUM(8)
-#define VIMRT_SUMS_12 VIMRT_SUMS_9, VIMRT_SUM(9), VIMRT_SUM(10), VIMRT_SUM(11)
-#define VIMRT_SUMS_15 VIMRT_SUMS_12, VIMRT_SUM(12), VIMRT_SUM(13), VIMRT_SUM(14)
+#define VIMRT_SUMS_7 VIMRT_SUM(0), VIMRT_SUM(1), VIMRT_SUM(2), VIMRT_SUM(3), VIMRT_SUM(4), VIMRT_SUM(5), VIMRT_SUM(6)
+#define VIMRT_SUMS_9 VIMRT_SUMS_7, VIMRT_SUM(7), VIMRT_SUM(8)
+#define VIMRT_SUMS_10 VIMRT_SUMS_9, VIMRT_SUM(9)
+#define VIMRT_SUMS_12 VIMRT_SUMS_10, VIMRT_SUM(10), VIMRT_SUM(11)
+#define VIMRT_SUMS_13 VIMRT_SUMS_12, VIMRT_SUM(12)
+#define VIMRT_SUMS_14 VIMRT_SUMS_13, VIMRT_SUM(13)
+#define VIMRT_SUMS_15 VIMRT_SUMS_14, VIMRT_SUM(14)
 #define VIMRT_SUMS_16 VIMRT_SUMS_15, VIMRT_SUM(15)
-#define VIMRT_36                                                                                                 \
-    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28," \
-    "%29,%30,%31,%32,%33,%34,%35"
-#define VIMRT_48 VIMRT_36 ",%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
-#define VIMRT_60 VIMRT_48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59"
+#define VIMRT_28 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27"
+#define VIMRT_36 VIMRT_28 ",%28,%29,%30,%31,%32,%33,%34,%35"
+#define VIMRT_40 VIMRT_36 ",%36,%37,%38,%39"
+#define VIMRT_48 VIMRT_40 ",%40,%41,%42,%43,%44,%45,%46,%47"
+#define VIMRT_52 VIMRT_48 ",%48,%49,%50,%51"
+#define VIMRT_56 VIMRT_52 ",%52,%53,%54,%55"
+#define VIMRT_60 VIMRT_56 ",%56,%57,%58,%59"
 #define VIMRT_64 VIMRT_60 ",%60,%61,%62,%63"
 
 // The instruction for so many columns; behind the sums' operands are those of left, right and add.
@@ -52,8 +56,12 @@ constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std:
 #define VIMRT_PRODUCT(...) static_cast<void>(0)
 #endif
 #define VIMRT_PRODUCTS(type)                                                                           \
+    if constexpr (Blocks == 7) VIMRT_PRODUCT(type, "56", VIMRT_28, "28", "29", "30", VIMRT_SUMS_7);    \
     if constexpr (Blocks == 9) VIMRT_PRODUCT(type, "72", VIMRT_36, "36", "37", "38", VIMRT_SUMS_9);    \
+    if constexpr (Blocks == 10) VIMRT_PRODUCT(type, "80", VIMRT_40, "40", "41", "42", VIMRT_SUMS_10);  \
     if constexpr (Blocks == 12) VIMRT_PRODUCT(type, "96", VIMRT_48, "48", "49", "50", VIMRT_SUMS_12);  \
+    if constexpr (Blocks == 13) VIMRT_PRODUCT(type, "104", VIMRT_52, "52", "53", "54", VIMRT_SUMS_13); \
+    if constexpr (Blocks == 14) VIMRT_PRODUCT(type, "112", VIMRT_56, "56", "57", "58", VIMRT_SUMS_14); \
     if constexpr (Blocks == 15) VIMRT_PRODUCT(type, "120", VIMRT_60, "60", "61", "62", VIMRT_SUMS_15); \
     if constexpr (Blocks == 16) VIMRT_PRODUCT(type, "128", VIMRT_64, "64", "65", "66", VIMRT_SUMS_16)
 
@@ -62,7 +70,7 @@ constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std:
 // they have of a sum in multiply_add().
 template <typename T, int Blocks>
 __device__ void begin_product(float (&sum)[Blocks][4], std::uint64_t left, std::uint64_t right, int add) {
-    static_assert(Blocks == 9 || Blocks == 12 || Blocks == 15 || Blocks == 16);
+    static_assert(Blocks == 7 || Blocks == 9 || Blocks == 10 || (Blocks >= 12 && Blocks <= 16));
     if constexpr (std::is_same_v<T, __half>) {
         VIMRT_PRODUCTS("f16");
     } else {
@@ -71,12 +79,20 @@ __device__ void begin_product(float (&sum)[Blocks][4], std::uint64_t left, std::
 }
 
 #undef VIMRT_SUM
+#undef VIMRT_SUMS_7
 #undef VIMRT_SUMS_9
+#undef VIMRT_SUMS_10
 #undef VIMRT_SUMS_12
+#undef VIMRT_SUMS_13
+#undef VIMRT_SUMS_14
 #undef VIMRT_SUMS_15
 #undef VIMRT_SUMS_16
+#undef VIMRT_28
 #undef VIMRT_36
+#undef VIMRT_40
 #undef VIMRT_48
+#undef VIMRT_52
+#undef VIMRT_56
 #undef VIMRT_60
 #undef VIMRT_64
 #undef VIMRT_PRODUCT
