@@ -23,10 +23,6 @@ namespace vimrt::cuda {
 
 namespace {
 
-std::int64_t round_up(std::int64_t a, std::int64_t b) {
-    return (a + b - 1) / b * b;
-}
-
 // A warp that takes a column whole, or a strip, keeps a quarter of a multiprocessor nearly busy with one other. All
 // quarters are done when those with most warps are, so what counts is how many of the turns, of as many warps as
 // quarters, are taken; with many turns that evens out.
@@ -89,11 +85,22 @@ int columns_of_all(const Scan& a) {
     return std::max(1, a.batch * a.directions * (a.channels / column_channels));
 }
 
+// Batches of fewer tokens are not split where only many were measured.
+constexpr int split_tokens = 2048;
+
+// Turns of whole columns: how many times each quarter of a multiprocessor has one.
+double turns_of(int columns, const DeviceProperties& device) {
+    return columns / (4.0 * std::max(1, device.multiprocessors));
+}
+
+// What a batch has beyond one or two turns is a round of its own where it is no more of another turn than this.
+constexpr int most_full_turns = 2;
+constexpr double most_of_a_turn_left = 0.2;
+
 // While the scan of one branch leaves multiprocessors idle, as at its end, others' steps have them. That serves whole
 // columns and strips where each of two branches still has many turns, and relays of many tokens where columns are about
 // two for each multiprocessor at most, in branches of as many as an image of Vim-S has, or fewer.
 constexpr double branch_turns = 4;
-constexpr int branch_tokens = 2048;
 constexpr double most_branched_columns = 2.2, branch_columns = 0.72;  // for each multiprocessor
 
 // Forms in the order of preference.
@@ -102,7 +109,7 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
     const int columns = columns_of_all(a);
     const ScanForm whole{ScanForm::Octets}, strips{ScanForm::Strips}, wide{ScanForm::Columns};
     const ScanForm relay{ScanForm::Relay, 0, 4};
-    const double turns = columns / (4.0 * chip);
+    const double turns = turns_of(columns, device);
     const bool columns_serve = are_turns_taken(turns), strips_serve = are_turns_taken(2 * turns);
     if (columns_serve && (turns >= many_turns || a.rank > strips_rank)) return {whole, wide};
     if (strips_serve) return {strips, relay, whole, wide};
@@ -174,6 +181,17 @@ ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device) {
     return {};
 }
 
+std::vector<int> scan_rounds(const Scan& a, const DeviceProperties& device) {
+    if (!device.warpgroup_products || a.tokens < split_tokens) return {a.batch};
+    const double turns = turns_of(columns_of_all(a), device);
+    const int full = static_cast<int>(turns);
+    if (full < 1 || full > most_full_turns || turns - full > most_of_a_turn_left) return {a.batch};
+    Scan first = a;  // as many images as full turns take
+    while (first.batch > 1 && turns_of(columns_of_all(first), device) > full) --first.batch;
+    if (first.batch == a.batch) return {a.batch};
+    return {first.batch, a.batch - first.batch};
+}
+
 int scan_branches(const Scan& a, const DeviceProperties& device) {
     if (!device.warpgroup_products) return 1;
     const int chip = std::max(1, device.multiprocessors);
@@ -183,7 +201,7 @@ int scan_branches(const Scan& a, const DeviceProperties& device) {
     const bool relays = form.kind == ScanForm::Relay || form.kind == ScanForm::Halves;
     int branches = 1;
     if (whole && columns >= branch_turns * 4 * chip) branches = 2;
-    if (relays && a.tokens >= branch_tokens && columns <= most_branched_columns * chip)
+    if (relays && a.tokens >= split_tokens && columns <= most_branched_columns * chip)
         branches = std::max(2, static_cast<int>(columns / (branch_columns * chip)));
     return std::min(branches, a.batch);
 }
@@ -472,6 +490,24 @@ const Node* merge_behind(const Lowering& lowering, int node) {
     return fits ? &merge : nullptr;
 }
 
+// What a form is chosen by: the sizes of scan `node`, its results merged or not, and c in octets' order.
+Scan scan_of_sizes(const Lowering& lowering, int node, const Sizes& sizes, DType dtype) {
+    const Node& scan = lowering.node(node);
+    const Shape& shape = lowering.value(scan.input(0)).shape;
+    static char somewhere;  // for whether results are merged is all that matters until the scan runs
+    Scan a;
+    a.order = ScanOrder::Octets;
+    a.merged = merge_behind(lowering, node) != nullptr ? &somewhere : nullptr;
+    a.directions = scan.output_count();
+    a.batch = static_cast<int>(shape[0]);
+    a.tokens = static_cast<int>(shape[1]);
+    a.channels = static_cast<int>(shape[2]);
+    a.states = static_cast<int>(sizes.padded_states);
+    a.rank = static_cast<int>(sizes.padded_rank);
+    a.dtype = dtype;
+    return a;
+}
+
 Operand behind(Operand operand, std::int64_t elements) {
     operand.offset += elements;
     return operand;
@@ -648,13 +684,7 @@ private:
 
     void describe() {
         Scan& a = step_.fixed;
-        a.directions = scan_.output_count();
-        a.batch = conv_.fixed.batch;
-        a.tokens = conv_.fixed.tokens;
-        a.channels = conv_.fixed.channels;
-        a.states = static_cast<int>(sizes_.padded_states);
-        a.rank = static_cast<int>(sizes_.padded_rank);
-        a.dtype = target_.dtype;
+        a = scan_of_sizes(lowering_, node_, sizes_, target_.dtype);
         a.factor = merge_ != nullptr && merge_->is("merge", "mean") ? 0.5F : 1.0F;
         add_weights(lowering_, scan_, forward_roles, sizes_, a.dtype, a.forward);
         if (a.directions == 2)
@@ -714,8 +744,6 @@ private:
         fused_.conv = conv_.fixed;
         fused_.features = static_cast<int>(sizes_.row());
         const bool aligned = merge_ == nullptr || (step_.merged.offset % 8 == 0 && step_.z.offset % 8 == 0);
-        a.merged = merge_ != nullptr ? this : nullptr;  // whether, not where, is what matters until it runs
-        a.order = ScanOrder::Octets;
         is_fused_ = own_ && x_.offset % 8 == 0 && aligned && conv_x_proj_takes(fused_) && scan_octets_takes(a);
         if (!is_fused_) a.order = ScanOrder::Rows;
         if (is_fused_) fused_.split = conv_x_proj_split(fused_, target_.device);
@@ -802,23 +830,20 @@ int lower_bidirectional_scan(Lowering& lowering, int node, const Target& target)
     return ScanLowering(lowering, node, target).lower();
 }
 
-int preferred_branches(const Lowering& lowering, const Target& target) {
+std::vector<Round> preferred_rounds(const Lowering& lowering, const Target& target) {
     for (int node = 0; node < lowering.node_count(); ++node) {
         const Node& scan = lowering.node(node);
         if (scan.op() != "bidirectional_scan") continue;
-        const Sizes sizes = sizes_of(lowering, node);
-        const Shape& shape = lowering.value(scan.input(0)).shape;
-        Scan a;
-        a.order = ScanOrder::Octets;
-        a.merged = merge_behind(lowering, node) != nullptr ? &a : nullptr;  // whether, not where
-        a.directions = scan.output_count();
-        a.batch = static_cast<int>(shape[0]), a.tokens = static_cast<int>(shape[1]);
-        a.channels = static_cast<int>(shape[2]);
-        a.states = static_cast<int>(sizes.padded_states), a.rank = static_cast<int>(sizes.padded_rank);
-        a.dtype = target.dtype;
-        return scan.is("backward", "own") && scan_octets_takes(a) ? scan_branches(a, target.device) : 1;
+        Scan a = scan_of_sizes(lowering, node, sizes_of(lowering, node), target.dtype);
+        if (!scan.is("backward", "own") || !scan_octets_takes(a)) return {};
+        std::vector<Round> rounds;
+        for (const int images : scan_rounds(a, target.device)) {
+            a.batch = images;
+            rounds.push_back({images, scan_branches(a, target.device)});
+        }
+        return rounds;
     }
-    return 1;
+    return {};
 }
 
 int lower_before_scan(Lowering& lowering, int node, ValueId sum, const Target& target) {

@@ -101,8 +101,9 @@ ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device);
 bool scan_takes(const Scan& a, const ScanForm& form, const DeviceProperties& device);
 std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device);
 
-// Into how many branches, whose scans may run side by side, a batch in ScanOrder::Octets is best split: more than one
-// where measured (docs/performance.md).
+// Into what a batch in ScanOrder::Octets is best split, where that was measured (docs/performance.md): rounds of so
+// many images, one after the other; and a round into so many branches, whose scans may run side by side.
+std::vector<int> scan_rounds(const Scan& a, const DeviceProperties& device);
 int scan_branches(const Scan& a, const DeviceProperties& device);
 
 // Bytes of Scan::chunk_states that the form needs.

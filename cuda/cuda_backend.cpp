@@ -146,8 +146,8 @@ Target CudaBackend::target_for(const Lowering& lowering) const {
     return target;
 }
 
-int CudaBackend::preferred_branches(const Lowering& lowering) const {
-    return cuda::preferred_branches(lowering, target_for(lowering));
+std::vector<Round> CudaBackend::preferred_rounds(const Lowering& lowering) const {
+    return cuda::preferred_rounds(lowering, target_for(lowering));
 }
 
 void CudaBackend::lower_copy(Lowering& lowering, const Operand& source, const Operand& destination, std::int64_t rows,

@@ -37,7 +37,7 @@ public:
     bool host_accessible() const override { return false; }
 
     bool supports(const std::string& op) const override;
-    int preferred_branches(const Lowering& lowering) const override;
+    std::vector<Round> preferred_rounds(const Lowering& lowering) const override;
     int lower(Lowering& lowering, int node) override;
     void lower_copy(Lowering& lowering, const Operand& source, const Operand& destination, std::int64_t rows,
                     std::int64_t columns) override;

@@ -148,7 +148,13 @@ void CudaExecution::enqueue(void* const* buffers, cudaStream_t stream, Branches&
     Launch launch{stream, &blas_};
     const Frame frame = frame_for(buffers, launch);
     branches.begin(stream);
+    int round = 0;
     for (const Step& step : steps_) {
+        if (step.round != round) {
+            branches.end();
+            branches.begin(stream);
+            round = step.round;
+        }
         launch.stream = branches.stream(step.branch);
         enqueue_step(step, frame);
     }

@@ -100,8 +100,8 @@ int lower_between_scans(Lowering& lowering, int node, const Target& target);
 // bidirectional_scan.cu: the same for many tokens, from the norm on, node `node`, of the value `sum`.
 int lower_before_scan(Lowering& lowering, int node, ValueId sum, const Target& target);
 
-// bidirectional_scan.cu: see Backend::preferred_branches().
-int preferred_branches(const Lowering& lowering, const Target& target);
+// bidirectional_scan.cu: see Backend::preferred_rounds().
+std::vector<Round> preferred_rounds(const Lowering& lowering, const Target& target);
 
 // Blocks of `threads` threads that together have `count`.
 inline unsigned blocks_for(std::int64_t count, int threads) {

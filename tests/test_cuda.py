@@ -190,9 +190,9 @@ def test_many_tokens_take_one_kernel_in_front_of_a_scan(tmp_path: Path) -> None:
     assert all(relative_error(found[name], torch.from_numpy(truth[name])) <= 2e-3 for name in outputs)
 
 
-@pytest.mark.parametrize("batch", [2, 3, 6])
-def test_branches_of_a_batch_run_side_by_side(batch: int, tmp_path: Path) -> None:
-    """Of a few large images, some may have other scans than the rest: alone, captured, in slices, from the host."""
+@pytest.mark.parametrize(("batch", "branches"), [(2, [2]), (3, [2]), (6, [3]), (13, [1, 2])])
+def test_a_batch_runs_in_rounds_and_branches(batch: int, branches: list[int], tmp_path: Path) -> None:
+    """Of large images, some may have other scans than the rest: alone, captured, in slices, from the host."""
     config = dataclasses.replace(VIM_TINY, depth=2)
     engine, reference = exported(config, batch, tmp_path)
     images = random_images(batch, 768, 768, batch)
@@ -201,9 +201,11 @@ def test_branches_of_a_batch_run_side_by_side(batch: int, tmp_path: Path) -> Non
     plan = gpu.program(batch, 768)
     properties = torch.cuda.get_device_properties(0)
     if (properties.major, properties.minor, properties.multi_processor_count) == (9, 0, 132):
-        branches = [step["branch"] for step in plan["steps"]]
-        assert set(branches) == set(range(min(batch, max(2, batch // 2))))
-        assert branches[: max(branches) + 1] == sorted(set(branches))  # in turn
+        parts = [(step["round"], step["branch"]) for step in plan["steps"]]
+        assert [part[0] for part in parts] == sorted(part[0] for part in parts)
+        for i, count in enumerate(branches):
+            own = [branch for at, branch in parts if at == i]
+            assert own[:count] == sorted(set(own)) == list(range(count))  # in turn
     logits = gpu.run(images.numpy())
     assert relative_error(logits, truth) <= 1.5e-3
     assert max(relative_error(logits[i], truth[i]) for i in range(batch)) <= 2e-3

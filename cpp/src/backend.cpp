@@ -25,8 +25,8 @@ std::shared_ptr<void> share_host_memory(std::size_t bytes) {
 
 }  // namespace
 
-int Backend::preferred_branches(const Lowering& /*lowering*/) const {
-    return 1;
+std::vector<Round> Backend::preferred_rounds(const Lowering& /*lowering*/) const {
+    return {};
 }
 
 bool Backend::is_capturing(void* /*stream*/) {

@@ -25,8 +25,9 @@ struct Step {
     std::size_t parameter_bytes = 0;
     std::vector<BufferId> reads;
     std::vector<BufferId> writes;
-    // Steps of one branch run in their order; those of different branches share nothing that any of them writes, and
-    // may run side by side.
+    // Rounds run one after the other. In a round, steps of one branch run in their order; those of different branches
+    // share nothing that any of them writes, and may run side by side.
+    int round = 0;
     int branch = 0;
     std::int64_t images = 0;  // of the branch
 };
@@ -87,9 +88,9 @@ public:
     virtual bool host_accessible() const = 0;    // device memory may be read and written by the host directly
 
     virtual bool supports(const std::string& op) const = 0;
-    // Into how many branches of about as many images a program's batch is best split, at most one for each image:
-    // their steps may run side by side (Step::branch). `lowering` is that of the whole batch.
-    virtual int preferred_branches(const Lowering& lowering) const;
+    // Into what a program's batch is best split: rounds, in the same memory one after the other, and branches, which
+    // may run side by side, at most one for each image. `lowering` is that of the whole batch; none is for no split.
+    virtual std::vector<Round> preferred_rounds(const Lowering& lowering) const;
     // Emits the steps of graph node `node` and possibly of its successors; returns how many nodes that was.
     virtual int lower(Lowering& lowering, int node) = 0;
     // Emits a step that copies a matrix, so that a value the caller asked for leaves the arena as dense fp32.
@@ -126,6 +127,6 @@ struct BackendEntry {
     // Throws DeviceError where the device, its driver or a library is missing, saying which and how to get it.
     std::unique_ptr<Backend> (*create)(const BackendOptions& options) = nullptr;
 };
-inline constexpr int backend_abi_version = 7;
+inline constexpr int backend_abi_version = 8;
 
 }  // namespace vimrt

@@ -48,6 +48,11 @@ struct Images {
     std::int64_t first, count;
 };
 
+// Of the arena, what is taken, and what no placement could do without.
+struct MemoryEnds {
+    std::int64_t peak = 0, lower_bound = 0;
+};
+
 // Lowers the graph for some of a program's images, behind what was lowered for others.
 class LoweringImpl {
 public:
@@ -64,12 +69,12 @@ public:
           storage_(graph.value_names.size()),
           last_reader_(graph.value_names.size(), -1),
           readers_(graph.value_names.size(), 0),
-          first_buffer_(program.buffers.size()) {}
-
-    int preferred_branches() {
+          needed_(graph.nodes.size(), false),
+          first_buffer_(program.buffers.size()) {
         mark_needed();
-        return backend_.preferred_branches(Lowering(*this));
     }
+
+    std::vector<Round> preferred_rounds() { return backend_.preferred_rounds(Lowering(*this)); }
 
     std::vector<Shape> output_shapes() const {
         std::vector<Shape> shapes;
@@ -82,7 +87,6 @@ public:
     void lower() {
         bind_input();
         bind_outputs();
-        mark_needed();
         Lowering lowering(*this);
         const int count = static_cast<int>(graph_.nodes.size());
         for (int node = 0; node < count;) {
@@ -98,8 +102,9 @@ public:
         }
     }
 
-    // Places the buffers behind those of the images lowered before.
-    void plan() {
+    // Places the buffers, at the arena's byte `begin` or behind it; returns where they end, and where they would at
+    // best.
+    MemoryEnds plan(const MemoryEnds& begin) {
         std::vector<BufferLifetime> lifetimes;
         std::vector<std::size_t> planned;
         for (std::size_t i = first_buffer_; i < program_.buffers.size(); ++i) {
@@ -112,10 +117,9 @@ public:
         PlanOptions options;
         options.alignment = static_cast<std::int64_t>(backend_.alignment());
         const MemoryPlan plan = plan_memory(lifetimes, options);
-        const std::int64_t begin = round_up(program_.peak, options.alignment);
-        for (std::size_t i = 0; i < planned.size(); ++i) program_.buffers[planned[i]].offset = begin + plan.offsets[i];
-        program_.peak = begin + plan.peak;
-        program_.lower_bound = round_up(program_.lower_bound, options.alignment) + plan.lower_bound;
+        const std::int64_t first = round_up(begin.peak, options.alignment);
+        for (std::size_t i = 0; i < planned.size(); ++i) program_.buffers[planned[i]].offset = first + plan.offsets[i];
+        return {first + plan.peak, round_up(begin.lower_bound, options.alignment) + plan.lower_bound};
     }
 
     static std::size_t index(std::int32_t id) { return static_cast<std::size_t>(id); }
@@ -192,7 +196,6 @@ private:
     void mark_needed() {
         std::vector<bool> live(graph_.value_names.size(), false);
         for (const ValueId value : program_.key.outputs) live[index(value)] = true;
-        needed_.assign(graph_.nodes.size(), false);
         for (std::size_t i = graph_.nodes.size(); i-- > 0;) {
             const Node& node = graph_.nodes[i];
             needed_[i] = std::any_of(node.outputs_.begin(), node.outputs_.end(),
@@ -201,8 +204,6 @@ private:
                 for (const ValueId value : node.inputs_) live[index(value)] = true;
             }
         }
-        std::fill(last_reader_.begin(), last_reader_.end(), -1);
-        std::fill(readers_.begin(), readers_.end(), 0);
         for (std::size_t i = 0; i < graph_.nodes.size(); ++i) {
             if (!needed_[i]) continue;
             for (const ValueId value : graph_.nodes[i].inputs_) {
@@ -329,6 +330,7 @@ ProgramInfo Program::describe() const {
         info.steps.push_back({step.name,
                               {step.reads.begin(), step.reads.end()},
                               {step.writes.begin(), step.writes.end()},
+                              step.round,
                               step.branch,
                               step.images});
     }
@@ -340,21 +342,23 @@ ProgramInfo Program::describe() const {
 
 namespace {
 
-// Puts steps that lie branch by branch in the order in which branches side by side come to them, so that lifetimes tell
-// what is alive at the same time.
-void take_turns(Program& program) {
-    std::vector<std::size_t> order(program.steps.size()), turn(program.steps.size()), place(program.steps.size());
+// Puts steps from `first` on, which lie branch by branch, in the order in which branches side by side come to them, so
+// that lifetimes tell what is alive at the same time.
+void take_turns(Program& program, std::size_t first) {
+    auto& steps = program.steps;
+    std::vector<std::size_t> order(steps.size()), turn(steps.size()), place(steps.size());
     std::iota(order.begin(), order.end(), std::size_t{0});
-    for (std::size_t i = 1; i < order.size(); ++i)
-        turn[i] = program.steps[i].branch == program.steps[i - 1].branch ? turn[i - 1] + 1 : 0;
-    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return turn[a] < turn[b]; });
-    std::vector<Step> steps;
-    steps.reserve(order.size());
+    for (std::size_t i = first + 1; i < steps.size(); ++i)
+        turn[i] = steps[i].branch == steps[i - 1].branch ? turn[i - 1] + 1 : 0;
+    std::stable_sort(order.begin() + static_cast<std::ptrdiff_t>(first), order.end(),
+                     [&](std::size_t a, std::size_t b) { return turn[a] < turn[b]; });
+    std::vector<Step> ordered;
+    ordered.reserve(order.size());
     for (const std::size_t step : order) {
-        place[step] = steps.size();
-        steps.push_back(std::move(program.steps[step]));
+        place[step] = ordered.size();
+        ordered.push_back(std::move(steps[step]));
     }
-    program.steps = std::move(steps);
+    steps = std::move(ordered);
     for (ProgramBufferRecord& buffer : program.buffers) {
         if (buffer.begin < 0) continue;
         buffer.begin = static_cast<std::int64_t>(place[static_cast<std::size_t>(buffer.begin)]);
@@ -373,20 +377,42 @@ std::unique_ptr<Program> lower_program(const Graph& graph, const Preprocessing& 
     const std::int64_t batch = program->key.batch;
     LoweringImpl whole = lowering_of({0, batch});
     program->output_shapes = whole.output_shapes();
-    const std::int64_t branches = std::clamp<std::int64_t>(whole.preferred_branches(), 1, batch);
-    for (std::int64_t i = 0; i < branches; ++i) {
-        const std::int64_t first = batch / branches * i + std::min(i, batch % branches);
-        const std::int64_t count = batch / branches + (i < batch % branches ? 1 : 0);
-        LoweringImpl branch = lowering_of({first, count});
+    std::vector<Round> rounds = whole.preferred_rounds();
+    if (rounds.empty()) rounds.push_back({batch});
+
+    const auto lower_images = [&](LoweringImpl& lowering, int round, int branch, std::int64_t images,
+                                  const MemoryEnds& begin) {
         const std::size_t first_step = program->steps.size();
-        branch.lower();
-        branch.plan();
-        for (std::size_t step = first_step; step < program->steps.size(); ++step) {
-            program->steps[step].branch = static_cast<int>(i);
-            program->steps[step].images = count;
+        lowering.lower();
+        const MemoryEnds ends = lowering.plan(begin);
+        for (std::size_t i = first_step; i < program->steps.size(); ++i) {
+            Step& step = program->steps[i];
+            step.round = round, step.branch = branch, step.images = images;
         }
+        return ends;
+    };
+    std::int64_t first = 0;  // image
+    for (int round = 0; round < static_cast<int>(rounds.size()); ++round) {
+        const Round& own = rounds[static_cast<std::size_t>(round)];
+        if (own.images < 1 || own.images > batch - first) throw std::logic_error("a backend's rounds are not a batch");
+        const int branches = static_cast<int>(std::clamp<std::int64_t>(own.branches, 1, own.images));
+        const std::size_t first_step = program->steps.size();
+        MemoryEnds ends;
+        for (int branch = 0; branch < branches; ++branch) {
+            const std::int64_t images = own.images / branches + (branch < own.images % branches ? 1 : 0);
+            if (images == batch) {
+                ends = lower_images(whole, round, branch, images, ends);
+            } else {
+                LoweringImpl some = lowering_of({first, images});
+                ends = lower_images(some, round, branch, images, ends);
+            }
+            first += images;
+        }
+        if (branches > 1) take_turns(*program, first_step);
+        program->peak = std::max(program->peak, ends.peak);
+        program->lower_bound = std::max(program->lower_bound, ends.lower_bound);
     }
-    if (branches > 1) take_turns(*program);
+    if (first != batch) throw std::logic_error("a backend's rounds are not a batch");
     program->steps.shrink_to_fit();
     program->buffers.shrink_to_fit();
     return program;

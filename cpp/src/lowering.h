@@ -18,6 +18,16 @@
 
 namespace vimrt {
 
+inline std::int64_t round_up(std::int64_t count, std::int64_t step) {
+    return (count + step - 1) / step * step;
+}
+
+// A part of a program's batch: so many images, in so many branches of about as many each.
+struct Round {
+    std::int64_t images = 0;
+    int branches = 1;
+};
+
 using BufferId = std::int32_t;
 
 // Where a value's data are: a matrix of rows (all leading axes) by columns (the last axis). `offset` and `row_stride`

@@ -41,10 +41,6 @@ private:
     std::atomic<std::int64_t> bytes_ = 0;
 };
 
-inline std::int64_t round_up(std::int64_t bytes, std::int64_t alignment) {
-    return (bytes + alignment - 1) / alignment * alignment;
-}
-
 struct ProgramKey {
     std::int64_t batch = 0;
     std::int64_t height = 0;

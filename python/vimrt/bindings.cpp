@@ -74,8 +74,8 @@ py::dict describe(const vimrt::ProgramInfo& program) {
     py::list steps;
     for (const auto& step : program.steps) {
         steps.append(py::dict(py::arg("name") = step.name, py::arg("reads") = step.reads,
-                              py::arg("writes") = step.writes, py::arg("branch") = step.branch,
-                              py::arg("images") = step.images));
+                              py::arg("writes") = step.writes, py::arg("round") = step.round,
+                              py::arg("branch") = step.branch, py::arg("images") = step.images));
     }
     py::list buffers;
     for (const auto& buffer : program.buffers) {

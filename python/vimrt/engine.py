@@ -280,9 +280,10 @@ class Engine:
         """The steps that really run for a size, and the memory plan, without running.
 
         Returns:
-            "steps" (name, indices of the buffers read and written, branch and its images: steps of different
-            branches, which have parts of the batch, may run side by side), "buffers" (name, size in bytes, steps
-            [begin, end), offset in the arena or -1 for the caller's own), "peak" and "lower_bound" in bytes.
+            "steps" (name, indices of the buffers read and written, round, branch and its images: parts of the batch,
+            of which rounds run one after the other and branches of a round may run side by side), "buffers" (name,
+            size in bytes, steps [begin, end), offset in the arena or -1 for the caller's own), "peak" and
+            "lower_bound" in bytes.
         """
         rows, columns = _rows_and_columns(image_size) or self.image_size
         return self._engine.program(batch, rows, columns, list(outputs))

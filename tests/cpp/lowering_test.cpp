@@ -1,10 +1,13 @@
-// Programs whose batch is split into branches, by the CPU's kernels.
+// Programs whose batch is split into rounds and branches, by the CPU's kernels.
 #include "lowering.h"
 
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <set>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -17,10 +20,12 @@ namespace {
 
 using Kind = vimrt::ProgramBufferRecord::Kind;
 
-// The CPU backend, for programs of so many branches.
-class BranchingBackend final : public vimrt::Backend {
+using Rounds = std::vector<vimrt::Round>;
+
+// The CPU backend, for programs of such rounds.
+class SplittingBackend final : public vimrt::Backend {
 public:
-    explicit BranchingBackend(int branches) : branches_(branches) {}
+    explicit SplittingBackend(Rounds rounds) : rounds_(std::move(rounds)) {}
 
     vimrt::Device device() const override { return cpu_->device(); }
     std::string description() const override { return cpu_->description(); }
@@ -38,9 +43,9 @@ public:
     void synchronize(void* stream) override { cpu_->synchronize(stream); }
     bool host_accessible() const override { return true; }
     bool supports(const std::string& op) const override { return cpu_->supports(op); }
-    int preferred_branches(const vimrt::Lowering& lowering) const override {
+    Rounds preferred_rounds(const vimrt::Lowering& lowering) const override {
         CHECK_EQ(lowering.value(0).shape[0], 5);  // asked of the whole batch
-        return branches_;
+        return rounds_;
     }
     int lower(vimrt::Lowering& lowering, int node) override { return cpu_->lower(lowering, node); }
     void lower_copy(vimrt::Lowering& lowering, const vimrt::Operand& source, const vimrt::Operand& destination,
@@ -52,13 +57,13 @@ public:
     }
 
 private:
-    const int branches_;
+    const Rounds rounds_;
     const std::unique_ptr<vimrt::Backend> cpu_ = vimrt::cpu::create_backend({});
 };
 
 // A program for five images of the tiny model, and what it computes.
 struct Run {
-    explicit Run(int branches) : backend(branches), constants(backend) {
+    explicit Run(Rounds rounds) : backend(std::move(rounds)), constants(backend) {
         const vimrt::ValueId logits = model.graph.find_value("logits"), hidden = model.graph.find_value("layers.0.z");
         program = vimrt::lower_program(model.graph, model.preprocessing, backend, constants,
                                        {batch, 32, 32, vimrt::DType::F32, {logits, hidden}}, model.path);
@@ -88,24 +93,31 @@ struct Run {
     static constexpr std::int64_t batch = 5, image = 3 * 32 * 32;
     const tiny::File file{tiny::vim().bytes()};
     const vimrt::ModelFile model{file.path()};
-    BranchingBackend backend;
+    SplittingBackend backend;
     vimrt::ConstantStore constants;
     std::unique_ptr<vimrt::Program> program;
 };
 
-std::int64_t branches_of(const vimrt::Program& program) {
-    std::int64_t branches = 0;
-    for (const vimrt::Step& step : program.steps) branches = std::max<std::int64_t>(branches, step.branch + 1);
-    return branches;
+// Which part of the batch a step has.
+std::pair<int, int> part_of(const vimrt::Step& step) {
+    return {step.round, step.branch};
 }
 
 }  // namespace
 
-TEST(branches_compute_what_a_batch_does) {
-    const auto whole = Run(1).results();
-    for (const int branches : {2, 3, 5, 9}) {
-        Run run(branches);
-        CHECK_EQ(branches_of(*run.program), std::min(branches, 5));
+TEST(rounds_and_branches_compute_what_a_batch_does) {
+    const auto whole = Run({}).results();
+    const Rounds splits[] = {
+        {{5, 1}}, {{5, 2}}, {{5, 3}}, {{5, 9}}, {{3}, {2}}, {{1, 4}, {4, 2}}, {{2, 2}, {1}, {2, 2}}};
+    for (const Rounds& rounds : splits) {
+        Run run(rounds);
+        std::set<std::pair<int, int>> parts, expected;
+        for (const vimrt::Step& step : run.program->steps) parts.insert(part_of(step));
+        for (std::size_t i = 0; i < rounds.size(); ++i) {
+            for (int k = 0; k < std::min<std::int64_t>(rounds[i].branches, rounds[i].images); ++k)
+                expected.insert({static_cast<int>(i), k});
+        }
+        CHECK(parts == expected);
         CHECK_EQ(run.program->output_shapes[0][0], 5);
         const auto results = run.results();
         REQUIRE(results.size() == whole.size());
@@ -116,40 +128,66 @@ TEST(branches_compute_what_a_batch_does) {
     }
 }
 
-TEST(branches_share_the_images_and_nothing_else) {
-    Run run(3);
-    std::vector<std::int64_t> inputs(5), outputs(5);
-    for (const vimrt::ProgramBufferRecord& buffer : run.program->buffers) {
-        for (std::int64_t i = buffer.first; i < buffer.first + buffer.images; ++i) {
-            if (buffer.kind == Kind::Input) ++inputs.at(static_cast<std::size_t>(i));
-            if (buffer.kind == Kind::Output) ++outputs.at(static_cast<std::size_t>(i));
+TEST(rounds_take_turns_in_the_same_memory) {
+    // Three images and then two need what three do, in either order; side by side they need more.
+    const Run apart({{3}, {2}}), turned({{2}, {3}}), beside({{5, 2}});
+    CHECK_EQ(apart.program->peak, turned.program->peak);
+    CHECK(apart.program->peak * 4 <= beside.program->peak * 3);
+    CHECK(apart.program->lower_bound <= apart.program->peak);
+    CHECK(std::is_sorted(apart.program->steps.begin(), apart.program->steps.end(),
+                         [](const auto& a, const auto& b) { return a.round < b.round; }));
+}
+
+TEST(a_split_must_be_the_batch) {
+    for (const Rounds& rounds : {Rounds{{4}}, Rounds{{5}, {1}}, Rounds{{0}, {5}}, Rounds{{6}}}) {
+        bool refused = false;
+        try {
+            Run run(rounds);
+        } catch (const std::logic_error&) {
+            refused = true;
         }
+        CHECK(refused);
     }
-    CHECK(inputs == std::vector<std::int64_t>(5, 1));
-    CHECK(outputs == std::vector<std::int64_t>(5, 2));
-    std::vector<int> owner(run.program->buffers.size(), -1);
-    for (const vimrt::Step& step : run.program->steps) {
-        for (const auto* list : {&step.reads, &step.writes}) {
-            for (const vimrt::BufferId buffer : *list) {
-                int& branch = owner[static_cast<std::size_t>(buffer)];
-                CHECK(branch == -1 || branch == step.branch);
-                branch = step.branch;
+}
+
+TEST(branches_share_the_images_and_nothing_else) {
+    for (const Rounds& rounds : {Rounds{{5, 3}}, Rounds{{3, 2}, {2, 2}}}) {
+        Run run(rounds);
+        std::vector<std::int64_t> inputs(5), outputs(5);
+        for (const vimrt::ProgramBufferRecord& buffer : run.program->buffers) {
+            for (std::int64_t i = buffer.first; i < buffer.first + buffer.images; ++i) {
+                if (buffer.kind == Kind::Input) ++inputs.at(static_cast<std::size_t>(i));
+                if (buffer.kind == Kind::Output) ++outputs.at(static_cast<std::size_t>(i));
             }
         }
-    }
-    // No two of different branches lie in the same place, whenever they live.
-    const auto& buffers = run.program->buffers;
-    for (std::size_t i = 0; i < buffers.size(); ++i) {
-        for (std::size_t k = 0; k < i; ++k) {
-            if (buffers[i].kind != Kind::Arena || buffers[k].kind != Kind::Arena || owner[i] == owner[k]) continue;
-            CHECK(buffers[i].offset + buffers[i].size <= buffers[k].offset ||
-                  buffers[k].offset + buffers[k].size <= buffers[i].offset);
+        CHECK(inputs == std::vector<std::int64_t>(5, 1));
+        CHECK(outputs == std::vector<std::int64_t>(5, 2));
+        const std::pair<int, int> nobody{-1, -1};
+        std::vector<std::pair<int, int>> owner(run.program->buffers.size(), nobody);
+        for (const vimrt::Step& step : run.program->steps) {
+            for (const auto* list : {&step.reads, &step.writes}) {
+                for (const vimrt::BufferId buffer : *list) {
+                    auto& part = owner[static_cast<std::size_t>(buffer)];
+                    CHECK(part == nobody || part == part_of(step));
+                    part = part_of(step);
+                }
+            }
+        }
+        // No two of a round's different branches lie in the same place, whenever they live.
+        const auto& buffers = run.program->buffers;
+        for (std::size_t i = 0; i < buffers.size(); ++i) {
+            for (std::size_t k = 0; k < i; ++k) {
+                if (buffers[i].kind != Kind::Arena || buffers[k].kind != Kind::Arena) continue;
+                if (owner[i].first != owner[k].first || owner[i] == owner[k]) continue;
+                CHECK(buffers[i].offset + buffers[i].size <= buffers[k].offset ||
+                      buffers[k].offset + buffers[k].size <= buffers[i].offset);
+            }
         }
     }
 }
 
 TEST(steps_of_branches_come_in_turn) {
-    const Run run(2), whole(1);
+    const Run run({{5, 2}}), whole({});
     REQUIRE(run.program->steps.size() == 2 * whole.program->steps.size());
     std::vector<vimrt::BufferLifetime> lifetimes;
     std::vector<std::int64_t> offsets;

@@ -300,16 +300,20 @@ TEST(the_form_fits_every_device) {
     }
 }
 
-TEST(a_batch_has_branches_where_they_were_measured) {
+TEST(a_batch_has_rounds_and_branches_where_they_were_measured) {
     DeviceProperties hopper;
     hopper.multiprocessors = 132;
     hopper.shared_bytes_per_block = 227 * 1024;
     hopper.clusters = hopper.warpgroup_products = true;
-    const auto branches = [&](int batch, int tokens, int channels, int rank) {
+    DeviceProperties other = hopper;
+    other.warpgroup_products = false;
+    const auto describe = [&](int batch, int tokens, int channels, int rank) {
         Scan a = scan_of({batch, tokens, channels, 16, rank, DType::F16, 2, true, true, ScanOrder::Octets});
-        a.merged = &a;  // whether, not where
-        DeviceProperties other = hopper;
-        other.warpgroup_products = false;
+        a.merged = &hopper;  // whether, not where
+        return a;
+    };
+    const auto branches = [&](int batch, int tokens, int channels, int rank) {
+        const Scan a = describe(batch, tokens, channels, rank);
         CHECK(scan_branches(a, other) == 1);
         return scan_branches(a, hopper);
     };
@@ -324,4 +328,21 @@ TEST(a_batch_has_branches_where_they_were_measured) {
     CHECK(branches(24, 197, 384, 16) == 1);  // half of it would leave quarters without a strip
     CHECK(branches(128, 197, 384, 16) == 2);
     CHECK(branches(128, 197, 1536, 48) == 2);
+    const auto rounds = [&](int batch, int tokens, int channels, int rank) {
+        const Scan a = describe(batch, tokens, channels, rank);
+        CHECK(scan_rounds(a, other) == std::vector<int>{batch});
+        return scan_rounds(a, hopper);
+    };
+    CHECK(rounds(1, 65537, 384, 16) == std::vector<int>{1});
+    CHECK(rounds(11, 6085, 384, 16) == std::vector<int>{11});  // one column for each quarter
+    CHECK(rounds(12, 6085, 384, 16) == (std::vector<int>{11, 1}));
+    CHECK(rounds(13, 6085, 384, 16) == (std::vector<int>{11, 2}));
+    CHECK(rounds(14, 6085, 384, 16) == std::vector<int>{14});
+    CHECK(rounds(24, 2305, 384, 16) == (std::vector<int>{22, 2}));
+    CHECK(rounds(25, 2305, 384, 16) == std::vector<int>{25});
+    CHECK(rounds(6, 6085, 768, 32) == (std::vector<int>{5, 1}));
+    CHECK(rounds(7, 6085, 768, 32) == std::vector<int>{7});
+    CHECK(rounds(3, 6085, 1536, 48) == (std::vector<int>{2, 1}));
+    CHECK(rounds(12, 1025, 384, 16) == std::vector<int>{12});   // few tokens
+    CHECK(rounds(64, 6085, 1536, 48) == std::vector<int>{64});  // many turns
 }

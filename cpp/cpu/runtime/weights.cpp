@@ -38,10 +38,6 @@ namespace {
 
 constexpr std::int64_t registers_per_panel = 3;
 
-std::int64_t round_up(std::int64_t a, std::int64_t b) {
-    return (a + b - 1) / b * b;
-}
-
 std::string key_of(const char* layout, const Weight& weight, int lanes, const Weight* gamma) {
     std::string key = std::string(layout) + std::to_string(lanes) + " " + weight.name;
     if (gamma != nullptr) key += " * " + gamma->name;

@@ -60,7 +60,8 @@ struct ProgramStep {
     std::string name;
     std::vector<int> reads;  // indices into ProgramInfo::buffers
     std::vector<int> writes;
-    int branch = 0;           // steps of different branches, which have parts of the batch, may run side by side
+    int round = 0;            // parts of the batch that run one after the other
+    int branch = 0;           // steps of a round's different branches, which have parts of it, may run side by side
     std::int64_t images = 0;  // of the branch
 };
 

@@ -94,16 +94,21 @@ def profile_run(
     """Times the steps of a run of `batch` images; `rates` are those of measure_rates()."""
     timed = engine.profile(batch, image_size, repetitions)
     program = engine.program(timed.images, image_size)
-    own = {}  # work and weights of each branch's steps, in order
-    for branch, images in {record["branch"]: record["images"] for record in program["steps"]}.items():
-        names = [record["name"] for record in program["steps"] if record["branch"] == branch]
-        own[branch] = iter(zip(*attribute(names, parts_of(engine.info, images, image_size)), strict=True))
+    own = {}  # work and weights of each part's steps, in order
+    for part, images in {_part(record): record["images"] for record in program["steps"]}.items():
+        names = [record["name"] for record in program["steps"] if _part(record) == part]
+        own[part] = iter(zip(*attribute(names, parts_of(engine.info, images, image_size)), strict=True))
     steps = []
     for step, record in zip(timed.steps, program["steps"], strict=True):
-        work, weights = next(own[record["branch"]])
+        work, weights = next(own[_part(record)])
         moved = _buffer_bytes(record, program["buffers"]) + weights * _ITEM_BYTES[engine.dtype]
         steps.append(StepProfile(step.name, 1, step.seconds, moved, work, _floor(moved, work, rates)))
     return ProfileReport(engine.path, engine.backend, image_size, batch, timed.images, rates, steps)
+
+
+def _part(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Which part of the batch a step of a program has."""
+    return record["round"], record["branch"]
 
 
 def attribute(names: Sequence[str], parts: Iterable[Part]) -> tuple[list[Work], list[int]]:
