@@ -85,22 +85,22 @@ int columns_of_all(const Scan& a) {
     return std::max(1, a.batch * a.directions * (a.channels / column_channels));
 }
 
-// Batches of fewer tokens are not split where only many were measured.
-constexpr int split_tokens = 2048;
-
 // Turns of whole columns: how many times each quarter of a multiprocessor has one.
 double turns_of(int columns, const DeviceProperties& device) {
     return columns / (4.0 * std::max(1, device.multiprocessors));
 }
 
-// What a batch has beyond one or two turns is a round of its own where it is no more of another turn than this.
+// Images that do not go into one or two full turns are a round of their own, if what goes beyond is no more of another
+// turn than this. They need many tokens for that to pay, and more of them where they take a larger part of a turn.
 constexpr int most_full_turns = 2;
-constexpr double most_of_a_turn_left = 0.2;
+constexpr double little_of_a_turn = 0.2;
+constexpr int round_tokens = 1536, large_round_tokens = 4096;
 
 // While the scan of one branch leaves multiprocessors idle, as at its end, others' steps have them. That serves whole
 // columns and strips where each of two branches still has many turns, and relays of many tokens where columns are about
 // two for each multiprocessor at most, in branches of as many as an image of Vim-S has, or fewer.
 constexpr double branch_turns = 4;
+constexpr int branch_tokens = 2048;
 constexpr double most_branched_columns = 2.2, branch_columns = 0.72;  // for each multiprocessor
 
 // Forms in the order of preference.
@@ -182,14 +182,16 @@ ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device) {
 }
 
 std::vector<int> scan_rounds(const Scan& a, const DeviceProperties& device) {
-    if (!device.warpgroup_products || a.tokens < split_tokens) return {a.batch};
     const double turns = turns_of(columns_of_all(a), device);
     const int full = static_cast<int>(turns);
-    if (full < 1 || full > most_full_turns || turns - full > most_of_a_turn_left) return {a.batch};
+    if (!device.warpgroup_products || full < 1 || full > most_full_turns || turns - full > little_of_a_turn)
+        return {a.batch};
     Scan first = a;  // as many images as full turns take
     while (first.batch > 1 && turns_of(columns_of_all(first), device) > full) --first.batch;
-    if (first.batch == a.batch) return {a.batch};
-    return {first.batch, a.batch - first.batch};
+    const int rest = a.batch - first.batch;
+    const bool little = turns * rest / a.batch <= little_of_a_turn;
+    if (rest == 0 || a.tokens < (little ? round_tokens : large_round_tokens)) return {a.batch};
+    return {first.batch, rest};
 }
 
 int scan_branches(const Scan& a, const DeviceProperties& device) {
@@ -201,7 +203,7 @@ int scan_branches(const Scan& a, const DeviceProperties& device) {
     const bool relays = form.kind == ScanForm::Relay || form.kind == ScanForm::Halves;
     int branches = 1;
     if (whole && columns >= branch_turns * 4 * chip) branches = 2;
-    if (relays && a.tokens >= split_tokens && columns <= most_branched_columns * chip)
+    if (relays && a.tokens >= branch_tokens && columns <= most_branched_columns * chip)
         branches = std::max(2, static_cast<int>(columns / (branch_columns * chip)));
     return std::min(branches, a.batch);
 }

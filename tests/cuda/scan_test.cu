@@ -342,7 +342,10 @@ TEST(a_batch_has_rounds_and_branches_where_they_were_measured) {
     CHECK(rounds(25, 2305, 384, 16) == std::vector<int>{25});
     CHECK(rounds(6, 6085, 768, 32) == (std::vector<int>{5, 1}));
     CHECK(rounds(7, 6085, 768, 32) == std::vector<int>{7});
+    CHECK(rounds(12, 1601, 768, 32) == (std::vector<int>{11, 1}));
     CHECK(rounds(3, 6085, 1536, 48) == (std::vector<int>{2, 1}));
+    CHECK(rounds(3, 2305, 1536, 48) == std::vector<int>{3});  // an image is a third of a turn
+    CHECK(rounds(12, 1601, 384, 16) == (std::vector<int>{11, 1}));
     CHECK(rounds(12, 1025, 384, 16) == std::vector<int>{12});   // few tokens
     CHECK(rounds(64, 6085, 1536, 48) == std::vector<int>{64});  // many turns
 }
