@@ -202,7 +202,7 @@ int scan_branches(const Scan& a, const DeviceProperties& device) {
     const bool whole = (form.kind == ScanForm::Octets && form.chunks == 0) || form.kind == ScanForm::Strips;
     const bool relays = form.kind == ScanForm::Relay || form.kind == ScanForm::Halves;
     int branches = 1;
-    if (whole && columns >= branch_turns * 4 * chip) branches = 2;
+    if (whole && turns_of(columns, device) >= branch_turns) branches = 2;
     if (relays && a.tokens >= branch_tokens && columns <= most_branched_columns * chip)
         branches = std::max(2, static_cast<int>(columns / (branch_columns * chip)));
     return std::min(branches, a.batch);
