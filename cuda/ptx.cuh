@@ -40,15 +40,6 @@ __device__ inline void multiply_add(float (&sum)[4], const unsigned (&a)[2], uns
     }
 }
 
-// sum += a b, 16x8 and 8x8, of fp32 cut to tf32: of 24 bits of a number the first 11 count. Lane: sum as above; a =
-// rows g, g + 8 of column q, then of column q + 4; b = row q of column g, then row q + 4.
-__device__ inline void multiply_add_tf32(float (&sum)[4], const float (&a)[4], const float (&b)[2]) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
-          "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
-}
-
 // Has the compiler compute anew what follows from x, instead of keeping it in registers.
 __device__ inline void forget(int& x) {
     asm volatile("" : "+r"(x));

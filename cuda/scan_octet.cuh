@@ -125,16 +125,15 @@ __device__ void find_added(float (&added)[2][4], const unsigned (&drive)[2], con
     }
 }
 
-// The cores cut states to tf32. Where numbers' digits are spread as in a table of logarithms, it has 3.52e-4 less of
-// them on average; this makes good for it.
-constexpr float uncut = 1.0F / (1.0F - 3.52e-4F);
-
-// Products, as tensor cores spread them, of the states of a step, `upper` those of rows g and `lower` of rows g + 8,
-// with what lanes have in `out`: C of the step that is the product's column.
-__device__ inline void read_states(float (&products)[4], const float (&upper)[lane_states],
-                                   const float (&lower)[lane_states], const float (&out)[lane_states]) {
-    multiply_add_tf32(products, {upper[0], lower[0], upper[1], lower[1]}, {out[0], out[1]});
-    multiply_add_tf32(products, {upper[2], lower[2], upper[3], lower[3]}, {out[2], out[3]});
+// Products, as tensor cores spread them, of the states of a step, rounded to the storage's 16 bits, `upper` those of
+// rows g and `lower` of rows g + 8, with what lanes have in `out`: C of the step that is the product's column.
+template <typename T>
+__device__ void read_states(float (&products)[4], const float (&upper)[lane_states], const float (&lower)[lane_states],
+                            const Few<T, 4>& out) {
+    multiply_add<T>(products,
+                    {pack_two<T>(upper[0], upper[1]), pack_two<T>(lower[0], lower[1]), pack_two<T>(upper[2], upper[3]),
+                     pack_two<T>(lower[2], lower[3])},
+                    {out.word(0), out.word(1)});
 }
 
 // A lane's four values from tokens by lanes, as they lie in memory, to channels by lanes, as they are computed with; or
@@ -279,11 +278,11 @@ public:
     }
 
     // What C of step t reads of the states behind it, left in `sum` where the step is the lane's.
-    // `out`: of step g, as it was left. Less by `uncut`.
-    __device__ void read(int t, const States& s, const float (&out)[4], float (&sum)[2][2]) const {
+    // `out`: of step g, as it was left.
+    __device__ void read(int t, const States& s, const Values& out, float (&sum)[2][2]) const {
         // Products of the states with C of every step, of which this step's count.
         float products[4] = {};
-        read_states(products, s[0], s[1], out);
+        read_states<T>(products, s[0], s[1], out);
         if (lane_.q == t / 2) sum[0][t % 2] = products[t % 2], sum[1][t % 2] = products[2 + t % 2];
     }
 

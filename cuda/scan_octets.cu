@@ -16,7 +16,9 @@ namespace {
 constexpr int warps_of_block = 2;
 constexpr int blocks_of_multiprocessor = 8;  // by the registers that leaves a thread
 // Of a lane's eight exponentials of a token, those that the multipliers compute.
-constexpr int polynomials = 1;
+constexpr int polynomials(int rank) {
+    return rank == 32 ? 0 : 1;
+}
 
 // What a chunk does to states: what it adds to them, from zero, and for how long those before it decay, by channel.
 struct ChunkChange {
@@ -96,8 +98,7 @@ private:
         turn_ = steps_bytes - turn_;
         const unsigned there = column_.buffer(0) + turn_;
         Octet next;
-        float out[4], gate[2][2], sum[2][2] = {};
-        if constexpr (part != Part::States) out_.to_floats(out);
+        float gate[2][2], sum[2][2] = {};
         States decay[2];
         float added[2][2][4];
         for_each_state([&](int i, int n) { decay[0][i][n] = decay_[i][n]; });
@@ -116,7 +117,7 @@ private:
             for_each_state([&](int i, int n) {
                 state_[i][n] = fmaf(decay[t % 2][i][n], state_[i][n], added[i][n / 2][t % 2 * 2 + n % 2]);
             });
-            if constexpr (part != Part::States) column_.read(t, state_, out, sum);
+            if constexpr (part != Part::States) column_.read(t, state_, out_, sum);
             prepare_part(t, there, next);
             if constexpr (part == Part::Merged) gate_part(t, gate);
             if (t == 4) {
@@ -140,7 +141,7 @@ private:
     __device__ void find_decays(int t, States& decay) const {
         for_each_state([&](int i, int n) {
             const float x = delta_[i][t] * rate_[i][n];
-            decay[i][n] = n == 0 && i < polynomials ? exp2_by_polynomial(x) : exp2_fast(x);
+            decay[i][n] = n == 0 && i < polynomials(Rank) ? exp2_by_polynomial(x) : exp2_fast(x);
         });
     }
     // Of making ready the octet that was fetched, what is done beside the `t`th token of the one before.
@@ -183,7 +184,7 @@ private:
     template <Part part>
     __device__ void store(const float (&sum)[2][2], const float (&gate)[2][2]) const {
         float y[2][2];
-        for_each_element([&](int i, int t) { y[i][t] = fmaf(sum[i][t], uncut, start_[i][t]); });
+        for_each_element([&](int i, int t) { y[i][t] = sum[i][t] + start_[i][t]; });
         if constexpr (part == Part::Merged) {
             for_each_element([&](int i, int t) { y[i][t] *= gate[i][t]; });
             column_.store_merged(at_, y);

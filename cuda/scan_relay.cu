@@ -436,13 +436,13 @@ private:
     // which one counts. With two octets these are four steps of each, and the other four in a second set, such that a
     // lane has of both octets the same steps in the end: of set s in column t, C of octet (t / 2 + s) % 2.
     __device__ void read(const States (&state)[octet_tokens], float (&y)[2][2]) const {
-        float out[Sizes::octets][4];
+        Few<T, 4> out[Sizes::octets];
 #pragma unroll
         for (int s = 0; s < Sizes::octets; ++s) {
             const int octet = Half ? ((lane_.g >> 1) + s) & 1 : 0;
-            load_values(row_at(octet) + (Rank + octet_states + 4 * lane_.q) * 2, out[s]);
+            out[s] = {load_shared<uint2>(row_at(octet) + (Rank + octet_states + 4 * lane_.q) * 2)};
         }
-        float sum[2][2] = {};
+        for_each_element([&](int i, int t) { y[i][t] = 0; });
 #pragma unroll
         for (int t = 0; t < octet_tokens; ++t) {
             const int set = Half ? t / 2 % 2 : 0;
@@ -450,13 +450,12 @@ private:
             const float(&upper)[4] = state[steps[0]][0];
             const float(&lower)[4] = state[steps[1]][1];
             float products[4] = {};
-            read_states(products, upper, lower, out[set]);
+            read_states<T>(products, upper, lower, out[set]);
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                if (lane_.q == steps[i] / 2) sum[i][t % 2] = products[2 * i + t % 2];
+                if (lane_.q == steps[i] / 2) y[i][t % 2] = products[2 * i + t % 2];
             }
         }
-        for_each_element([&](int i, int t) { y[i][t] = sum[i][t] * uncut; });
         if constexpr (Half) exchange_rows(y[0][0], y[1][0]), exchange_rows(y[0][1], y[1][1]);
     }
 

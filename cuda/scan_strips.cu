@@ -277,8 +277,7 @@ private:
         const unsigned there = memory_ + turn_;
         wait_for_copies<parts - 1>();
         __syncwarp();
-        float out[4], decay[half_steps][lane_states], added[2][4], before[lane_states], gate[2], sum[2] = {};
-        out_.to_floats(out);
+        float decay[half_steps][lane_states], added[2][4], before[lane_states], gate[2], sum[2] = {};
 #pragma unroll
         for (int t = 0; t < ahead; ++t) {
 #pragma unroll
@@ -301,7 +300,7 @@ private:
             }
             if (t % 2 == 1) {
                 float products[4] = {};
-                read_states(products, before, state_, out);
+                read_states<T>(products, before, state_, out_);
                 if (lane_.q == t / 2) sum[0] = products[0], sum[1] = products[3];
             }
             if (t == 0) turn_and_project(there);
@@ -322,7 +321,7 @@ private:
         }
         float y[2];
 #pragma unroll
-        for (int t = 0; t < 2; ++t) y[t] = fmaf(sum[t], uncut, begin_y_[t]);
+        for (int t = 0; t < 2; ++t) y[t] = sum[t] + begin_y_[t];
         if constexpr (Merged) {
 #pragma unroll
             for (int t = 0; t < 2; ++t) y[t] *= gate[t];
