@@ -39,9 +39,9 @@ constexpr int strips_rank = 32;
 // With few tokens there is little to share out.
 constexpr int few_tokens = 1024;
 
-// Trios serve where most multiprocessors have those of both directions, six halves of columns, and none has more; with
-// time steps of a higher rank they are no faster than a relay, and take more memory (place_merged_without_x()).
-constexpr int trio_rank = 16;
+// Trios serve where most multiprocessors have those of both directions, six halves of columns, and none has more; for
+// rows of a higher rank there is no room.
+constexpr int trio_rank = 32;
 constexpr double trio_columns = 3;
 
 // A kind of relay, what it takes of a column, and what it makes where all multiprocessors have as many at a time as
@@ -90,11 +90,21 @@ double turns_of(int columns, const DeviceProperties& device) {
     return columns / (4.0 * std::max(1, device.multiprocessors));
 }
 
+// Trios of whole columns, for each multiprocessor.
+double trios_of(int columns, const DeviceProperties& device) {
+    return columns / (trio_columns * std::max(1, device.multiprocessors));
+}
+
 // Images that do not go into one or two full turns are a round of their own, if what goes beyond is no more of another
 // turn than this. They need many tokens for that to pay, and more of them where they take a larger part of a turn.
 constexpr int most_full_turns = 2;
 constexpr double little_of_a_turn = 0.2;
 constexpr int round_tokens = 1536, large_round_tokens = 4096;
+
+// Two or three times as many columns as trios fill the chip with take hardly more time one round after the other than
+// at once, and a half or a third of the memory.
+constexpr int trio_rounds = 3, trio_round_tokens = 6000;
+constexpr double full_of_trios = 0.95;
 
 // While the scan of one branch leaves multiprocessors idle, as at its end, others' steps have them. That serves whole
 // columns and strips where each of two branches still has many turns, and relays of many tokens where columns are about
@@ -114,7 +124,7 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
     if (columns_serve && (turns >= many_turns || a.rank > strips_rank)) return {whole, wide};
     if (strips_serve) return {strips, relay, whole, wide};
     if (columns_serve) return {whole, wide};
-    const double trios = columns / (trio_columns * chip);
+    const double trios = trios_of(columns, device);
     if (a.rank <= trio_rank && a.tokens > few_tokens && trios >= turns_taken && trios <= 1)
         return {{ScanForm::Trios}, relay, whole, wide};
     const ScanForm chunks{ScanForm::Octets,
@@ -182,10 +192,17 @@ ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device) {
 }
 
 std::vector<int> scan_rounds(const Scan& a, const DeviceProperties& device) {
+    if (!device.warpgroup_products) return {a.batch};
+    for (int rounds = 2; rounds <= trio_rounds && a.tokens >= trio_round_tokens; ++rounds) {
+        Scan part = a;
+        part.batch = a.batch / rounds;
+        const bool fills = a.batch % rounds == 0 && trios_of(columns_of_all(part), device) >= full_of_trios;
+        if (fills && choose_scan_form(part, device).kind == ScanForm::Trios)
+            return std::vector<int>(static_cast<std::size_t>(rounds), part.batch);
+    }
     const double turns = turns_of(columns_of_all(a), device);
     const int full = static_cast<int>(turns);
-    if (!device.warpgroup_products || full < 1 || full > most_full_turns || turns - full > little_of_a_turn)
-        return {a.batch};
+    if (full < 1 || full > most_full_turns || turns - full > little_of_a_turn) return {a.batch};
     Scan first = a;  // as many images as full turns take
     while (first.batch > 1 && turns_of(columns_of_all(first), device) > full) --first.batch;
     const int rest = a.batch - first.batch;

@@ -338,6 +338,12 @@ TEST(a_batch_has_rounds_and_branches_where_they_were_measured) {
     CHECK(rounds(12, 6085, 384, 16) == (std::vector<int>{11, 1}));
     CHECK(rounds(13, 6085, 384, 16) == (std::vector<int>{11, 2}));
     CHECK(rounds(14, 6085, 384, 16) == std::vector<int>{14});
+    CHECK(rounds(16, 6085, 384, 16) == (std::vector<int>{8, 8}));  // trios fill the chip twice
+    CHECK(rounds(24, 6085, 384, 16) == (std::vector<int>{8, 8, 8}));
+    CHECK(rounds(32, 6085, 384, 16) == std::vector<int>{32});
+    CHECK(rounds(16, 4097, 384, 16) == std::vector<int>{16});
+    CHECK(rounds(8, 6085, 768, 32) == (std::vector<int>{4, 4}));
+    CHECK(rounds(4, 6085, 1536, 48) == std::vector<int>{4});  // there is no room for trios
     CHECK(rounds(24, 2305, 384, 16) == (std::vector<int>{22, 2}));
     CHECK(rounds(25, 2305, 384, 16) == std::vector<int>{25});
     CHECK(rounds(6, 6085, 768, 32) == (std::vector<int>{5, 1}));
