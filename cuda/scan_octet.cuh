@@ -4,8 +4,8 @@
 // Lane g = lane / 4, q = lane % 4 of a warp has the channels in rows g and g + 8 of the column, and of the 16 states
 // the `q`th four. Values of an octet are spread as tensor cores spread the sum of a product (ptx.cuh), with its steps
 // as columns: the lane has the steps 2 q and 2 q + 1 of both rows. The time steps' projection, what is added to states,
-// drives times B, and what C reads of them are products on tensor cores; drives are rounded to the storage's 16 bits
-// for that, as c is, and sums are in fp32.
+// drives times B, and what C reads of them are products on tensor cores; drives, and states as C reads them, are
+// rounded to the storage's 16 bits for that, as c is. States and sums are in fp32.
 #pragma once
 
 #include "ptx.cuh"

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int warps_of_block = 2;
 constexpr int blocks_of_multiprocessor = 8;  // by the registers that leaves a thread
-// Of a lane's eight exponentials of a token, those that the multipliers compute.
+// Of a lane's eight exponentials of a token, those that the multipliers compute, as was measured (docs/performance.md).
 constexpr int polynomials(int rank) {
     return rank == 32 ? 0 : 1;
 }
