@@ -39,9 +39,7 @@ constexpr int strips_rank = 32;
 // With few tokens there is little to share out.
 constexpr int few_tokens = 1024;
 
-// Trios serve where most multiprocessors have those of both directions, six halves of columns, and none has more; for
-// rows of a higher rank there is no room.
-constexpr int trio_rank = 32;
+// Trios serve where most multiprocessors have those of both directions, six halves of columns, and none has more.
 constexpr double trio_columns = 3;
 
 // A kind of relay, what it takes of a column, and what it makes where all multiprocessors have as many at a time as
@@ -124,14 +122,18 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
     if (columns_serve && (turns >= many_turns || a.rank > strips_rank)) return {whole, wide};
     if (strips_serve) return {strips, relay, whole, wide};
     if (columns_serve) return {whole, wide};
+    std::vector<ScanForm> forms;
     const double trios = trios_of(columns, device);
-    if (a.rank <= trio_rank && a.tokens > few_tokens && trios >= turns_taken && trios <= 1)
-        return {{ScanForm::Trios}, relay, whole, wide};
+    if (a.tokens > few_tokens && trios >= turns_taken && trios <= 1) forms.push_back({ScanForm::Trios});
+    forms.push_back(best_relay(columns, a.tokens, chip));
     const ScanForm chunks{ScanForm::Octets,
                           std::min(chunk_warps * chip / columns, a.tokens / octet_tokens / 2 / least_chunk)};
-    const ScanForm best = best_relay(columns, a.tokens, chip);
-    if (chunks.chunks < enough_chunks) return {best, relay, whole, wide};
-    return {best, chunks, relay, wide};
+    if (chunks.chunks < enough_chunks) {
+        forms.insert(forms.end(), {relay, whole, wide});
+    } else {
+        forms.insert(forms.end(), {chunks, relay, wide});
+    }
+    return forms;
 }
 
 }  // namespace

@@ -436,11 +436,11 @@ private:
     // which one counts. With two octets these are four steps of each, and the other four in a second set, such that a
     // lane has of both octets the same steps in the end: of set s in column t, C of octet (t / 2 + s) % 2.
     __device__ void read(const States (&state)[octet_tokens], float (&y)[2][2]) const {
-        Few<T, 4> out[Sizes::octets];
+        Values out[Sizes::octets];
 #pragma unroll
         for (int s = 0; s < Sizes::octets; ++s) {
             const int octet = Half ? ((lane_.g >> 1) + s) & 1 : 0;
-            out[s] = {load_shared<uint2>(row_at(octet) + (Rank + octet_states + 4 * lane_.q) * 2)};
+            out[s] = values_at(row_at(octet) + (Rank + octet_states + 4 * lane_.q) * 2);
         }
         for_each_element([&](int i, int t) { y[i][t] = 0; });
 #pragma unroll
