@@ -2,7 +2,7 @@
 //
 // A warp owns a row and keeps it in registers, so that it is read once and its variance is taken about its mean. The
 // addition is often done before, by the product that accumulates into the residual (linear.cu), and then only the norm
-// is left; where a select_tokens follows, only the selected rows are normalised.
+// is left.
 #include "add_norm.h"
 
 #include "constants.h"
@@ -30,21 +30,20 @@ __global__ void __launch_bounds__(warp_size* rows_per_block) add_norm_rows(const
     let_successor_begin();
     const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * rows_per_block + threadIdx.y;
     if (row >= a.rows) return;
-    const std::int64_t in_row = row * a.row_step + a.row_first;
     float values[Packs][V] = {};
     float sum = 0;
 #pragma unroll
     for (int p = 0; p < Packs; ++p) {
         const int column = (p * warp_size + static_cast<int>(threadIdx.x)) * V;
         if (column >= a.columns) break;
-        load_floats(a.hidden + in_row * a.columns + column, values[p]);
+        load_floats(a.hidden + row * a.hidden_stride + column, values[p]);
         if (a.residual != nullptr) {
             float residual[V];
-            load_floats(a.residual + in_row * a.columns + column, residual);
+            load_floats(a.residual + row * a.columns + column, residual);
 #pragma unroll
             for (int i = 0; i < V; ++i) values[p][i] += residual[i];
         }
-        if (a.sum != nullptr) store_floats(a.sum + in_row * a.columns + column, values[p]);
+        if (a.sum != nullptr) store_floats(a.sum + row * a.columns + column, values[p]);
 #pragma unroll
         for (int i = 0; i < V; ++i) sum += values[p][i];
     }
@@ -93,6 +92,7 @@ void run_add_norm(const void* parameters, const Frame& frame) {
     const auto& step = *static_cast<const AddNormStep*>(parameters);
     AddNorm a = step.fixed;
     a.hidden = frame.at<float>(step.hidden);
+    a.hidden_stride = step.hidden.row_stride;
     a.normed = address(frame, step.normed);
     if (step.residual.buffer >= 0) a.residual = frame.at<float>(step.residual);
     if (step.sum.buffer >= 0) a.sum = frame.at<float>(step.sum);
@@ -132,7 +132,7 @@ void add_norm(const AddNorm& a, cudaStream_t stream) {
 int lower_norm_of_sum(Lowering& lowering, int node, ValueId sum, const Target& target) {
     if (const int taken = lower_before_scan(lowering, node, sum, target); taken > 0) return taken;
     const Node& norm = lowering.node(node);
-    AddNormStep step{norm_of(lowering, node), stored_as(lowering, sum, DType::F32), {}, {}, {}};
+    AddNormStep step{norm_of(lowering, node), stored_as(lowering, sum, DType::F32, true), {}, {}, {}};
     if (norm.output_count() == 2) {
         if (is_free(lowering, node, sum, DType::F32)) {
             lowering.in_place(norm.output(1), sum);
@@ -140,27 +140,11 @@ int lower_norm_of_sum(Lowering& lowering, int node, ValueId sum, const Target& t
             step.sum = lowering.write(norm.output(1));
         }
     }
-    int taken = 1;
-    ValueId result = norm.output(0);
-    // The residual is read whole where it must be copied; otherwise the rows that nobody selects are left out.
-    const bool selects = step.sum.buffer < 0 && lowering.feeds_next(node, result, "select_tokens") &&
-                         !lowering.node(node + 1).is("position", "ends");
-    if (selects) {
-        const Node& select = lowering.node(node + 1);
-        const std::int64_t tokens = lowering.value(select.input(0)).shape[1];
-        step.fixed.rows = lowering.value(select.input(0)).shape[0];
-        step.fixed.row_step = tokens;
-        step.fixed.row_first = select.is("position", "middle") ? (tokens - 1) / 2
-                               : select.is("position", "head") ? 0
-                                                               : tokens - 1;
-        result = select.output(0);
-        taken = 2;
-    }
-    step.normed = lowering.write(result, target.operand_dtype());
+    step.normed = lowering.write(norm.output(0), target.operand_dtype());
     step.fixed.normed_dtype = step.normed.dtype;
     const Operand& written = step.sum.buffer < 0 ? step.normed : step.sum;
     lowering.step(step_name("norm", norm).c_str(), run_add_norm, step, {step.hidden}, {step.normed, written});
-    return taken;
+    return 1;
 }
 
 int lower_add_norm(Lowering& lowering, int node, const Target& target) {

@@ -9,9 +9,10 @@
 
 namespace vimrt::cuda {
 
-// Matrices are dense, (rows, columns). Row r of the output is made from row r * row_step + row_first of the inputs.
+// Matrices are (rows, columns), and dense but for `hidden`.
 struct AddNorm {
     const float* hidden = nullptr;
+    std::int64_t hidden_stride = 0;   // elements from row to row; where columns are read in fours, a multiple of four
     const float* residual = nullptr;  // may be null: there is none
     float* sum = nullptr;             // where residual + hidden goes; may be null, or the storage of either
     void* normed = nullptr;           // stored as normed_dtype
@@ -20,8 +21,6 @@ struct AddNorm {
     DType normed_dtype = DType::F32;
     std::int64_t rows = 0;
     int columns = 0;  // at most max_norm_columns(columns)
-    std::int64_t row_step = 1;
-    std::int64_t row_first = 0;
     float eps = 0;
     bool centred = false;  // LayerNorm rather than RMSNorm
 };

@@ -519,6 +519,8 @@ Scan scan_of_sizes(const Lowering& lowering, int node, const Sizes& sizes, DType
     Scan a;
     a.order = ScanOrder::Octets;
     a.merged = merge_behind(lowering, node) != nullptr ? &somewhere : nullptr;
+    if (a.merged != nullptr)
+        a.wanted = static_cast<int>(lowering.token_selected_next(node + 1, lowering.node(node + 1).output(0)));
     a.directions = scan.output_count();
     a.batch = static_cast<int>(shape[0]);
     a.tokens = static_cast<int>(shape[1]);

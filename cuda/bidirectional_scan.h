@@ -66,6 +66,7 @@ struct Scan {
     const void* z = nullptr;  // (batch, tokens, channels), rows z_stride elements apart
     std::int64_t z_stride = 0;
     float factor = 1.0F;
+    int wanted = -1;  // with `merged`, the only token whose result is wanted, and others' may be anything; -1: all are
     int batch = 0, tokens = 0, channels = 0;
     int states = 0;                // 16, 32 or 64: fewer are padded with states whose B is zero
     int rank = 0;                  // a multiple of 16, padded with zeros

@@ -228,10 +228,12 @@ public:
     __device__ int octet_behind(int octet) const {
         return max(min(octet + (forward() ? 1 : -1), last_), 0);
     }
-    // Of octets on the walk, how many leave their y for the other direction to merge.
+    // Octets on the walk, and how many of them leave their y for the other direction to merge.
+    __device__ int walked_octets() const {
+        return walked_parts(a_, octets(), octet_tokens, forward());
+    }
     __device__ int plain_octets() const {
-        if (a_.directions == 1) return 0;
-        return (octets() + (forward() ? 1 : 0)) / 2;
+        return plain_parts(a_, octets(), octet_tokens, forward());
     }
 
     // Begins to read an octet's c, B, C and delta.

@@ -224,10 +224,11 @@ __global__ void __launch_bounds__(warps_of_block* warp_size, blocks_of_multiproc
     Walk<T, Rank> walk(a, own / columns, own % columns, warp % a.directions, lane,
                        shared_address(shared) + warp * Column<T, Rank>::bytes);
     const int plain = real ? walk.column().plain_octets() : 0;
+    const int merged = real ? walk.column().walked_octets() - plain : 0;
     if (real) walk.template begin<Part::Plain>(0);
     walk.template take<Part::Plain>(plain);
     __syncthreads();
-    walk.template take<Part::Merged>(real ? walk.column().octets() - plain : 0);
+    walk.template take<Part::Merged>(merged);
 }
 
 // A chunk of a column's direction: `chunks` of each half of the walk.
@@ -270,7 +271,7 @@ __global__ void __launch_bounds__(warps_of_block* warp_size, blocks_of_multiproc
     const int columns = a.channels / column_channels;
     Walk<T, Rank> walk(a, chunk.column / columns, chunk.column % columns, chunk.direction, lane,
                        shared_address(shared) + warp * Column<T, Rank>::bytes);
-    const int plain = walk.column().plain_octets(), octets = walk.column().octets();
+    const int plain = walk.column().plain_octets(), octets = walk.column().walked_octets();
     const int begin = Chunk::first_step(chunk.index, chunks, plain, octets);
     const int end = Chunk::first_step(chunk.index + 1, chunks, plain, octets);
     if (part != Part::States) {

@@ -91,28 +91,23 @@ public:
         if (warp_ == 0) store_common(image, direction);
     }
 
-    // Of legs on the walk, how many leave their y for the other direction to merge.
-    __device__ int plain_legs() const {
-        if (a_.directions == 1) return 0;
-        return (legs() + (forward_ ? 1 : 0)) / 2;
-    }
-
     __device__ void run() {
         int step = warp_;
         fetch(step, stage_, sources());
         commit_copies();
         fetch(step + warps_, next_stage(), sources());
         commit_copies();
-        const int plain = plain_legs();
+        const int plain = plain_parts(a_, legs(), Sizes::tokens, forward_);
+        const int walked = walked_parts(a_, legs(), Sizes::tokens, forward_);
         for (; step < plain; step += warps_) take_leg<false>(step);
         if (a_.directions == 2) arrive_at_cluster();
-        if (step < legs()) {
+        if (step < walked) {
             take_leg<true, true>(step);
             step += warps_;
         } else if (a_.directions == 2) {
             wait_for_cluster();
         }
-        for (; step < legs(); step += warps_) take_leg<true>(step);
+        for (; step < walked; step += warps_) take_leg<true>(step);
     }
 
 private:

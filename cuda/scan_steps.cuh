@@ -11,6 +11,24 @@
 
 namespace vimrt::cuda {
 
+// Of an image's `parts`, of `tokens` tokens each, those that a direction walks before it comes to the one with the
+// token that alone is wanted.
+__device__ inline int parts_before(const Scan& a, int parts, int tokens, bool forward) {
+    return forward ? a.wanted / tokens : parts - 1 - a.wanted / tokens;
+}
+// How many it walks without merging, and altogether. Where one token alone is wanted (`One`: that may be so), both
+// directions walk as far as that, and the backward one merges there.
+template <bool One = true>
+__device__ int plain_parts(const Scan& a, int parts, int tokens, bool forward) {
+    if (a.directions == 1) return 0;
+    if (One && a.wanted >= 0) return parts_before(a, parts, tokens, forward) + (forward ? 1 : 0);
+    return (parts + (forward ? 1 : 0)) / 2;
+}
+template <bool One = true>
+__device__ int walked_parts(const Scan& a, int parts, int tokens, bool forward) {
+    return One && a.wanted >= 0 ? parts_before(a, parts, tokens, forward) + 1 : parts;
+}
+
 template <typename T>
 inline constexpr bool exact_math = std::is_same_v<T, float>;
 

@@ -120,9 +120,13 @@ public:
         return last_ + 1;
     }
     // Of octets on the walk, how many leave their y for the other direction to merge.
+    template <bool One>
     __device__ int plain_octets() const {
-        if (a_.directions == 1) return 0;
-        return (octets() + (forward_ ? 1 : 0)) / 2;
+        return plain_parts<One>(a_, octets(), octet_tokens, forward_);
+    }
+    template <bool One>
+    __device__ int walked_octets() const {
+        return walked_parts<One>(a_, octets(), octet_tokens, forward_);
     }
 
     // Makes ready the first octet, and begins to fetch the next ones.
@@ -399,12 +403,12 @@ __global__ void __launch_bounds__(warps_of_block* warp_size, blocks_of_multiproc
     const int own = real ? index : 0;
     using Own = Strip<T, Rank, parts_of_strip>;
     Own strip(a, own / strips, own % strips, warp % a.directions, lane, shared_address(shared) + warp * Own::bytes);
-    const int plain = real ? strip.plain_octets() : 0;
+    const int plain = real ? strip.template plain_octets<true>() : 0;
     if (real) strip.begin();
     strip.template take<false>(plain);
     __syncthreads();
     if (real) strip.begin_merging(own / strips, own % strips, plain);
-    strip.template take<true>(real ? strip.octets() - plain : 0);
+    strip.template take<true>(real ? strip.template walked_octets<true>() - plain : 0);
 }
 
 constexpr int trio = 3;           // strips
@@ -452,7 +456,9 @@ constexpr int trios_bytes() {
     return trio_warps * Strip<T, Rank, parts_of_trio>::bytes + meetings_bytes + 2 * moves * move_bytes;
 }
 
-template <typename T, int Rank>
+// `One`: one token alone is wanted. A kernel of its own, as the compiler orders one for both such that it is a fortieth
+// slower.
+template <typename T, int Rank, bool One>
 __global__ void __launch_bounds__(trio_warps* warp_size, 1) scan_trios_of(const __grid_constant__ Scan a) {
     using Own = Strip<T, Rank, parts_of_trio>;
     extern __shared__ float4 shared[];
@@ -478,7 +484,7 @@ __global__ void __launch_bounds__(trio_warps* warp_size, 1) scan_trios_of(const 
     const int column = static_cast<int>(blockIdx.x) / 2 * trio + stretch.strip;
     const bool real = column < a.batch * columns;
     const int image = real ? column / columns : 0, strip_of_image = (real ? column % columns : 0) * 2 + half;
-    const int octets = (a.tokens + octet_tokens - 1) / octet_tokens;
+    const int octets = walked_parts<One>(a, (a.tokens + octet_tokens - 1) / octet_tokens, octet_tokens, direction == 0);
     const int begin = real ? octets * stretch.begin / shares : 0, end = real ? octets * stretch.end / shares : 0;
     Own strip(a, image, strip_of_image, direction, lane, memory + warp * Own::bytes, begin);
     const unsigned move = move_at(direction, max(2 * stretch.strip - 1, 0) + stretch.number);  // behind the stretch
@@ -487,7 +493,7 @@ __global__ void __launch_bounds__(trio_warps* warp_size, 1) scan_trios_of(const 
         wait_at(move - move_bytes, 0);
         strip.take_states(move - move_bytes + 16);
     }
-    const int plain = strip.plain_octets();
+    const int plain = strip.template plain_octets<One>();
     strip.template take<false>(min(end, plain) - begin);
     if (real && begin <= plain && (plain < end || end == octets)) {
         arrive_at(meetings + 16 * stretch.strip);
@@ -521,7 +527,7 @@ void scan_trios(const Scan& a, cudaStream_t stream) {
     with_rank(a, [&]<typename T, int Rank>() {
         constexpr int bytes = trios_bytes<T, Rank>();
         const unsigned pairs = blocks_for(std::int64_t{a.batch} * (a.channels / column_channels), trio);
-        launch("scan_trios", scan_trios_of<T, Rank>,
+        launch("scan_trios", a.wanted < 0 ? scan_trios_of<T, Rank, false> : scan_trios_of<T, Rank, true>,
                {2 * pairs, trio_warps * warp_size, static_cast<std::size_t>(bytes), 1, false}, stream, a);
     });
 }

@@ -1,4 +1,5 @@
-// select_tokens: one token of each image, or the mean of its two ends.
+// select_tokens: one token of each image, without a copy where nobody needs the others any more; or the mean of its two
+// ends.
 #include "lowering_rules.h"
 #include "storage.h"
 #include "tokens.h"
@@ -41,13 +42,15 @@ void select_tokens(const void* in, std::int64_t first, std::int64_t second, void
 
 int lower_select_tokens(Lowering& lowering, int node, const Target& /*target*/) {
     const Node& select = lowering.node(node);
-    const Shape shape = lowering.value(select.input(0)).shape;
-    const std::int64_t last = shape[1] - 1;
-    const Operand in = stored_as(lowering, select.input(0), lowering.read(select.input(0)).dtype);
-    SelectStep step{in, lowering.write(select.output(0), in.dtype), 0, 0, shape[0], shape[1], shape[2]};
-    if (select.is("position", "middle")) step.first = step.second = last / 2;
-    if (select.is("position", "last")) step.first = step.second = last;
-    if (select.is("position", "ends")) step.second = last;
+    const ValueId whole = select.input(0);
+    const Shape shape = lowering.value(whole).shape;
+    const auto [first, second] = selected_tokens(select, shape[1]);
+    if (first == second && lowering.last_read_at(whole, node)) {
+        lowering.view_token(select.output(0), whole, first);
+        return 1;
+    }
+    const Operand in = stored_as(lowering, whole, lowering.read(whole).dtype);
+    const SelectStep step{in, lowering.write(select.output(0), in.dtype), first, second, shape[0], shape[1], shape[2]};
     lowering.step(step_name("select_tokens", select).c_str(), run_select, step, {step.in}, {step.out});
     return 1;
 }

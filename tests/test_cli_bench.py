@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import TINY, Vimrt
@@ -16,13 +17,13 @@ from vimrt.bench.work import Work, work_of
 from vimrt.export import VimConfig, export_checkpoint
 
 
-def exported(config: VimConfig, folder: Path) -> Path:
+def exported(config: VimConfig, folder: Path, **options: Any) -> Path:
     import torch
 
     from vimrt.export.reference import random_state_dict
 
     torch.save(random_state_dict(config, seed=1), folder / "model.pth")
-    export_checkpoint(folder / "model.pth", folder / "model.vimrt", stride=config.stride)
+    export_checkpoint(folder / "model.pth", folder / "model.vimrt", stride=config.stride, **options)
     return folder / "model.vimrt"
 
 
@@ -46,14 +47,16 @@ def test_medians_and_quartiles() -> None:
 
 
 def test_work_of_vim_ti_is_the_published_count(tmp_path: Path) -> None:
-    """Per token and block: 2 E N state updates; in_proj, x_proj, dt_proj and out_proj by their shapes."""
+    """Per token and block: 2 E N state updates; in_proj, x_proj, dt_proj and out_proj by their shapes. In the last
+    block the directions walk to the class token in the middle, of which alone out_proj is computed."""
     depth = 2
     model = exported(VimConfig.of_width(192, depth=depth), tmp_path)
     work = work_of(Engine(model).info, 3, (224, 224))
-    tokens = 3 * 197
-    projections = 192 * 768 + 2 * 384 * (12 + 32) + 2 * 12 * 384 + 384 * 192
-    assert work.exponentials == tokens * depth * 2 * 384 * 16
-    assert work.matrix_flops == 2 * (tokens * depth * projections + 3 * 196 * 192 * 768 + 3 * 192 * 1000)
+    tokens, half = 3 * 197, 3 * 99
+    directions = 2 * 384 * (12 + 32) + 2 * 12 * 384
+    assert work.exponentials == (tokens + half) * 2 * 384 * 16
+    blocks = tokens * depth * 192 * 768 + (tokens + half) * directions + (tokens + 3) * 384 * 192
+    assert work.matrix_flops == 2 * (blocks + 3 * 196 * 192 * 768 + 3 * 192 * 1000)
 
 
 @pytest.mark.parametrize(("mixer", "updates", "projections"), [("v1", 2, 1), ("none", 1, 1), ("v2", 2, 2)])
@@ -65,6 +68,20 @@ def test_work_of_other_mixers(mixer: str, updates: int, projections: int, tmp_pa
     assert work.exponentials == tokens * config.depth * updates * inner * states
     per_block = 32 * 128 + 64 * 32 + projections * (inner * (rank + 2 * states) + rank * inner)
     assert work.matrix_flops == 2 * (tokens * config.depth * per_block + 49 * 32 * 48 + 32 * 10)
+
+
+def test_work_of_values_that_the_head_reads_whole(tmp_path: Path) -> None:
+    """Where tokens are pooled, or the last one is selected, which comes last on the forward direction's walk."""
+    works = {}
+    for pool in ("mean", "last"):
+        config = replace(TINY, class_token="none", pool=pool)  # type: ignore[arg-type]
+        works[pool] = work_of(Engine(exported(config, tmp_path, pool=pool)).info, 2, (28, 28))
+    tokens, inner, rank, states = 49, 64, 2, 16
+    assert works["mean"].exponentials == 2 * tokens * TINY.depth * 2 * inner * states
+    assert works["mean"].exponentials - works["last"].exponentials == 2 * (tokens - 1) * inner * states
+    backward = inner * (rank + 2 * states) + rank * inner
+    saved = 2 * (tokens - 1) * (backward + inner * 32)
+    assert works["mean"].matrix_flops - works["last"].matrix_flops == 2 * saved
 
 
 def test_the_floor_adds_both_kinds_of_work() -> None:

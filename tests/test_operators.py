@@ -83,6 +83,46 @@ def test_select_tokens(shape: tuple[int, ...], position: str, threads: int, tmp_
     np.testing.assert_allclose(run_tokens(engine, x, ["y"])["y"], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[-1] > 1], ids=str)
+@pytest.mark.parametrize("position", ["middle", "head", "last", "ends"])
+def test_selected_tokens_are_computed_alone(
+    shape: tuple[int, ...], position: str, threads: int, tmp_path: Path
+) -> None:
+    """A selection behind what takes each token by itself gives the same whatever else is asked for, and before or after
+    others read the same values."""
+    width = shape[-1]
+    weights = {"m": tokens((width, width), 1), "g": tokens((width,), 2), "w": tokens((width,), 3)}
+    nodes = [
+        node("scale", ["x"], ["stream"], {"gamma": "g"}),
+        node("linear", ["stream"], ["product"], {"weight": "m"}),
+        node("scale", ["product"], ["hidden"], {"gamma": "g"}),
+        node("add_norm", ["hidden", "stream"], ["normed"], {"weight": "w"}, norm="rms", eps=1e-3),
+        node("select_tokens", ["normed"], ["selected"], position=position),
+        node("linear", ["selected"], ["out"], {"weight": "m"}),
+        node("pool", ["stream"], ["pooled"], mode="max"),
+    ]
+    names = ["out", "pooled", "stream", "product", "hidden", "normed", "selected"]
+    engine = tokens_engine(tmp_path / "g.vimrt", width, nodes, weights, names, threads)
+    x = tokens(shape)
+    stream = x.astype(np.float64) * weights["g"]
+    hidden = stream @ weights["m"].T.astype(np.float64) * weights["g"]
+    normed = norm(hidden + stream, "rms", 1e-3, weights["w"], None)
+    selected = {
+        "middle": normed[:, (shape[1] - 1) // 2],
+        "head": normed[:, 0],
+        "last": normed[:, -1],
+        "ends": (normed[:, 0] + normed[:, -1]) / 2,
+    }[position]
+    expected = selected @ weights["m"].T.astype(np.float64)
+    for asked in (names, ["out"], ["out", "pooled"], ["pooled", "out"], ["out", "hidden"], ["out", "stream"]):
+        found = run_tokens(engine, x, asked)
+        assert relative_error(found["out"], expected) <= 1e-5, asked
+        if "pooled" in found:
+            np.testing.assert_allclose(found["pooled"], stream.max(1), rtol=1e-5, atol=1e-6)
+        if "stream" in found:
+            np.testing.assert_allclose(found["stream"], stream, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("mode", ["mean", "max"])
 def test_pool(shape: tuple[int, ...], mode: str, threads: int, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
 // Forward begins at the first token and backward at the last; until they meet in the middle each stores its y, and
 // after that each adds what the other has stored, gates it, and overwrites it: one (tokens, E) buffer serves both. A
 // barrier in the middle makes the result independent of who is faster. With as many images as threads, each thread
-// takes whole images, one direction after the other.
+// takes whole images, one direction after the other. Where one token alone is wanted, as behind the last block, the
+// directions walk as far as that token, where they meet.
 #include "lowering_rules.h"
 #include "mixer.h"
 #include "runtime/weights.h"
@@ -20,6 +21,7 @@ struct MixerStep {
     std::int64_t images, tokens;
     Operand x;
     bool gated;
+    std::int64_t wanted = -1;  // the only token whose result is; -1: all are
     float share;
     Operand z, out;   // where gated
     Operand y[2];     // where not: of each direction
@@ -82,14 +84,33 @@ DirectionRun direction_run(const MixerStep& step, const Frame& frame, std::int64
     return run;
 }
 
+// What a direction walks for itself, and then with the other's y at hand.
+struct Walk {
+    Range alone, merged;
+};
+
+// `meeting`: the first token of those that the backward direction walks for itself.
+Walk walk_of(const MixerStep& step, int direction, std::int64_t meeting) {
+    const bool all = step.wanted < 0;
+    if (step.directions == 1) return {{}, {0, all ? step.tokens : step.wanted + 1}};
+    if (!all) meeting = step.wanted + 1;
+    if (direction == 0) return {{0, meeting}, {meeting, all ? step.tokens : meeting}};
+    return {{meeting, step.tokens}, {all ? 0 : step.wanted, meeting}};
+}
+
+Finish finish_of(const MixerStep& step) {
+    if (!step.gated) return Finish::Store;
+    return step.directions == 1 ? Finish::GateAlone : Finish::Gate;
+}
+
 // One thread, one image: one direction after the other.
 void run_whole_image(const MixerStep& step, const Frame& frame, std::int64_t image) {
     for (int direction = 0; direction < step.directions; ++direction) {
         const DirectionRun run = direction_run(step, frame, image, direction, frame.thread);
+        const Walk walk = walk_of(step, direction, step.tokens);
         clear_states(run);
-        const bool last = direction == step.directions - 1;
-        const Finish gate = step.directions == 1 ? Finish::GateAlone : Finish::Gate;
-        run_direction(run, {0, step.tokens}, step.gated && last ? gate : Finish::Store);
+        run_direction(run, walk.alone, Finish::Store);
+        run_direction(run, walk.merged, finish_of(step));
     }
 }
 
@@ -97,17 +118,12 @@ void run_shared_image(const MixerStep& step, const Frame& frame, const Place& pl
     DirectionRun run = direction_run(step, frame, place.image, place.direction, place.slot);
     run.member = place.member;
     run.team = place.team;
+    const bool meets = step.gated && step.directions == 2;
+    const Walk walk = walk_of(step, place.direction, meets ? step.tokens / 2 : step.tokens);
     clear_states(run);
-    if (!step.gated || step.directions == 1) {
-        run_direction(run, {0, step.tokens}, step.gated ? Finish::GateAlone : Finish::Store);
-        return;
-    }
-    const std::int64_t middle = step.tokens / 2;
-    const Range low{0, middle};
-    const Range high{middle, step.tokens};
-    run_direction(run, place.direction == 0 ? low : high, Finish::Store);
-    run.threads->wait(place.meeting, step.directions * place.team);
-    run_direction(run, place.direction == 0 ? high : low, Finish::Gate);
+    run_direction(run, walk.alone, Finish::Store);
+    if (meets) run.threads->wait(place.meeting, step.directions * place.team);
+    run_direction(run, walk.merged, finish_of(step));
 }
 
 void run_mixer(const void* parameters, const Frame& frame) {
@@ -197,6 +213,7 @@ int lower_bidirectional_scan(Lowering& lowering, int node) {
     if (step.gated) {
         const Node& merge = lowering.node(node + 1);
         step.share = merge.is("merge", "mean") ? 0.5F : 1.0F;
+        step.wanted = lowering.token_selected_next(node + 1, merge.output(0));
         step.z = lowering.read(merge.input(merge.input_count() - 1));
         step.out = lowering.write(merge.output(0));
         step.scratch = lowering.scratch(static_cast<std::size_t>(scratch_floats) * sizeof(float));

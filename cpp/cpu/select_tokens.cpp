@@ -1,5 +1,6 @@
-// select_tokens: one token of each image, or the mean of its first and last. Behind an add_norm whose other tokens
-// nobody reads, only the selected ones are normalised (add_norm.cpp).
+// select_tokens: one token of each image, without a copy where nobody needs the others any more; or the mean of its
+// first and last. Of an add_norm in front whose other tokens nobody reads, only those two are normalised
+// (add_norm.cpp).
 #include "kernels/select.h"
 #include "lowering_rules.h"
 
@@ -26,18 +27,18 @@ void run_select(const void* parameters, const Frame& frame) {
 
 }  // namespace
 
-SelectedTokens selected_tokens(const Node& select, std::int64_t tokens) {
-    if (select.is("position", "middle")) return {(tokens - 1) / 2, (tokens - 1) / 2};
-    if (select.is("position", "last")) return {tokens - 1, tokens - 1};
-    return {0, select.is("position", "ends") ? tokens - 1 : 0};
-}
-
 int lower_select_tokens(Lowering& lowering, int node) {
     const Node& select = lowering.node(node);
-    const Shape& shape = lowering.value(select.input(0)).shape;
-    const Operand in = lowering.read(select.input(0));
+    const ValueId whole = select.input(0);
+    const Shape& shape = lowering.value(whole).shape;
+    const SelectedTokens selected = selected_tokens(select, shape[1]);
+    if (selected.first == selected.second && lowering.last_read_at(whole, node)) {
+        lowering.view_token(select.output(0), whole, selected.first);
+        return 1;
+    }
+    const Operand in = lowering.read(whole);
     const Operand out = lowering.write(select.output(0));
-    const SelectStep step{in, out, shape[0], shape[1], shape[2], selected_tokens(select, shape[1])};
+    const SelectStep step{in, out, shape[0], shape[1], shape[2], selected};
     lowering.step("select_tokens", run_select, step, {in}, {out});
     return 1;
 }

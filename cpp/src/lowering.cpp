@@ -8,6 +8,7 @@
 
 #include "operators.h"
 #include "program.h"
+#include "select_early.h"
 #include "vimrt/error.h"
 #include "vimrt/planner.h"
 
@@ -229,6 +230,12 @@ private:
     std::vector<Operand> destinations_;  // by requested output
 };
 
+SelectedTokens selected_tokens(const Node& select, std::int64_t tokens) {
+    if (select.is("position", "middle")) return {(tokens - 1) / 2, (tokens - 1) / 2};
+    if (select.is("position", "last")) return {tokens - 1, tokens - 1};
+    return {0, select.is("position", "ends") ? tokens - 1 : 0};
+}
+
 int Lowering::node_count() const {
     return static_cast<int>(impl_.graph_.nodes.size());
 }
@@ -255,6 +262,12 @@ bool Lowering::feeds_next(int node, ValueId value, const char* op) const {
     return node + 1 < node_count() && impl_.readers_[LoweringImpl::index(value)] == 1 &&
            impl_.last_reader_[LoweringImpl::index(value)] == node + 1 && !impl_.requested(value) &&
            this->node(node + 1).op() == op;
+}
+
+std::int64_t Lowering::token_selected_next(int node, ValueId value) const {
+    if (!feeds_next(node, value, "select_tokens")) return -1;
+    const SelectedTokens selected = selected_tokens(this->node(node + 1), this->value(value).shape[1]);
+    return selected.first == selected.second ? selected.first : -1;
 }
 
 bool Lowering::last_read_at(ValueId value, int index) const {
@@ -284,6 +297,13 @@ Operand Lowering::in_place(ValueId result, ValueId source) {
 void Lowering::view(ValueId part, ValueId whole, std::int64_t column) {
     Operand operand = read(whole);
     operand.offset += column;
+    impl_.storage(part) = operand;
+}
+
+void Lowering::view_token(ValueId part, ValueId whole, std::int64_t token) {
+    Operand operand = read(whole);
+    operand.offset += token * operand.row_stride;
+    operand.row_stride *= value(whole).shape[1];
     impl_.storage(part) = operand;
 }
 
@@ -371,8 +391,9 @@ void take_turns(Program& program, std::size_t first) {
 std::unique_ptr<Program> lower_program(const Graph& graph, const Preprocessing& recipe, Backend& backend,
                                        ConstantStore& engine_constants, ProgramKey key, const std::string& place) {
     auto program = std::make_unique<Program>(backend, std::move(key));
+    const Graph own = select_early(graph, program->key.outputs);
     const auto lowering_of = [&](Images images) {
-        return LoweringImpl(graph, recipe, backend, engine_constants, *program, images, place);
+        return LoweringImpl(own, recipe, backend, engine_constants, *program, images, place);
     };
     const std::int64_t batch = program->key.batch;
     LoweringImpl whole = lowering_of({0, batch});

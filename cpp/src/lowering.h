@@ -30,6 +30,15 @@ struct Round {
 
 using BufferId = std::int32_t;
 
+// The two tokens whose mean a select_tokens node takes; the same one twice selects it.
+struct SelectedTokens {
+    std::int64_t first = 0;
+    std::int64_t second = 0;
+};
+
+// Of so many tokens.
+VIMRT_API SelectedTokens selected_tokens(const Node& select, std::int64_t tokens);
+
 // Where a value's data are: a matrix of rows (all leading axes) by columns (the last axis). `offset` and `row_stride`
 // count elements. A dense value has row_stride == its last dimension.
 struct Operand {
@@ -72,6 +81,9 @@ public:
     // True when `value` is read by node `node` + 1 alone, that node's operator is `op`, and nobody asked for the value
     // as an output: the two nodes may be computed together, and `value` need not exist.
     bool feeds_next(int node, ValueId value, const char* op) const;
+    // Where select_tokens of one token is all that reads `value`, (batch, tokens, width), and follows node `node`:
+    // which token. Nobody needs the others. -1 elsewhere.
+    std::int64_t token_selected_next(int node, ValueId value) const;
     // True when no node after `index` reads `value`: its storage may be overwritten. If it was asked for, it has been
     // copied by then, unless the node that computes it is lowered together with `index`.
     bool last_read_at(ValueId value, int index) const;
@@ -83,6 +95,8 @@ public:
     Operand in_place(ValueId result, ValueId source);
     // `part` is columns [column, column + its width) of `whole`, without a copy.
     void view(ValueId part, ValueId whole, std::int64_t column);
+    // `part` is token `token` of each image of `whole`, (batch, tokens, width), without a copy.
+    void view_token(ValueId part, ValueId whole, std::int64_t token);
     // Bytes that only the next step uses.
     Operand scratch(std::size_t bytes);
 

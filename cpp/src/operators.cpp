@@ -198,18 +198,18 @@ constexpr const char* scan_weights =
     "conv1d.weight conv1d.bias x_proj.weight dt_proj.weight dt_proj.bias A_log D "
     "conv1d_b.weight? conv1d_b.bias? x_proj_b.weight? dt_proj_b.weight? dt_proj_b.bias? A_b_log? D_b?";
 
-// name, inputs from..to, outputs from..to, weights, attributes, shape rule
+// name, inputs from..to, outputs from..to, weights, attributes, shape rule, whether it selects early
 constexpr Operator operators[] = {
-    {"add_norm", 1, 2, 1, 2, "weight bias?", "norm:text eps:number", infer_add_norm},
+    {"add_norm", 1, 2, 1, 2, "weight bias?", "norm:text eps:number", infer_add_norm, true},
     {"add_position", 1, 1, 1, 1, "position", "grid:ints class_token:text first_entry:bool?", infer_add_position},
     {"bidirectional_scan", 1, 1, 1, 2, scan_weights, "backward:text", infer_bidirectional_scan},
     {"gated_merge", 2, 3, 1, 1, "", "merge:text", infer_gated_merge},
     {"insert_tokens", 1, 1, 1, 1, "token? head? tail?", "position:text", infer_insert_tokens},
-    {"linear", 1, 1, 1, 1, "weight bias?", "", infer_linear},
+    {"linear", 1, 1, 1, 1, "weight bias?", "", infer_linear, true},
     {"patch_embed", 1, 1, 1, 1, "weight bias?", "stride:int", infer_patch_embed},
     {"pool", 1, 1, 1, 1, "", "mode:text", infer_pool},
     {"rope", 1, 1, 1, 1, "cos sin", "grid:ints base_grid:int?", infer_rope},
-    {"scale", 1, 1, 1, 1, "gamma", "", infer_scale},
+    {"scale", 1, 1, 1, 1, "gamma", "", infer_scale, true},
     {"select_tokens", 1, 1, 1, 1, "", "position:text", infer_select_tokens},
     {"split", 1, 1, 1, 16, "", "sizes:ints", infer_split},
 };

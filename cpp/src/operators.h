@@ -49,6 +49,9 @@ struct Operator {
     const char* weights;     // roles by blanks; optional ones end in '?'
     const char* attributes;  // "key:type" by blanks, types int, number, text, bool, ints; optional ones end in '?'
     void (*infer)(const ShapeInference&);
+    // Each token of the outputs is made of the same token of the inputs, and a selection of tokens may come first
+    // (select_early.h). Not of what backends compute together with a scan in front of it.
+    bool selects_early = false;
 };
 
 const Operator* find_operator(const std::string& name);  // nullptr where there is none

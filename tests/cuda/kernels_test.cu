@@ -44,9 +44,8 @@ void norm_row(const double* x, int columns, const std::vector<double>& weight, c
 }
 
 void check_add_norm(int rows, int columns, DType dtype, bool residual, bool centred, std::int64_t step) {
-    const auto count = product({rows * step, columns});
-    const std::vector<double> hidden = rounded(normal(count, 1.0, 0.3), DType::F32);
-    const std::vector<double> stream = rounded(normal(count), DType::F32);
+    const std::vector<double> hidden = rounded(normal(product({rows * step, columns}), 1.0, 0.3), DType::F32);
+    const std::vector<double> stream = rounded(normal(product({rows, columns})), DType::F32);
     const std::vector<double> weight = rounded(normal(static_cast<std::size_t>(columns), 0.2, 1.0), DType::F32);
     const std::vector<double> bias = rounded(normal(static_cast<std::size_t>(columns)), DType::F32);
     const DeviceArray device_hidden(hidden, DType::F32);
@@ -56,6 +55,7 @@ void check_add_norm(int rows, int columns, DType dtype, bool residual, bool cent
     const DeviceArray normed(product({rows, columns}), dtype);
     AddNorm a;
     a.hidden = device_hidden.floats();
+    a.hidden_stride = step * columns;
     if (residual) a.residual = a.sum = device_stream.floats();
     a.normed = normed.data();
     a.weight = device_weight.floats();
@@ -63,8 +63,6 @@ void check_add_norm(int rows, int columns, DType dtype, bool residual, bool cent
     a.normed_dtype = dtype;
     a.rows = rows;
     a.columns = columns;
-    a.row_step = step;
-    a.row_first = step - 1;
     a.eps = 1e-5F;
     a.centred = centred;
     add_norm(a, nullptr);
@@ -73,11 +71,12 @@ void check_add_norm(int rows, int columns, DType dtype, bool residual, bool cent
     std::vector<double> expected(product({rows, columns}));
     std::vector<double> sums = stream;
     for (int row = 0; row < rows; ++row) {
-        const std::size_t from = static_cast<std::size_t>((row * step + step - 1) * columns);
+        const auto from = static_cast<std::size_t>(row * step * columns);
         std::vector<double> sum(hidden.begin() + static_cast<std::ptrdiff_t>(from),
                                 hidden.begin() + static_cast<std::ptrdiff_t>(from) + columns);
-        for (std::size_t i = 0; residual && i < sum.size(); ++i) sum[i] += stream[from + i];
-        for (std::size_t i = 0; i < sum.size(); ++i) sums[from + i] = sum[i];
+        const auto to = static_cast<std::size_t>(row * columns);
+        for (std::size_t i = 0; residual && i < sum.size(); ++i) sum[i] += stream[to + i];
+        for (std::size_t i = 0; i < sum.size(); ++i) sums[to + i] = sum[i];
         norm_row(sum.data(), columns, weight, centred ? &bias : nullptr, 1e-5, centred,
                  expected.data() + row * columns);
     }

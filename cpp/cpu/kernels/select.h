@@ -1,20 +1,10 @@
-// Which tokens of an image stand for it.
+// The mean of two tokens that stand for an image.
 #pragma once
 
 #include "kernels/partition.h"
 #include "kernels/simd.h"
-#include "lowering.h"
 
 namespace vimrt::cpu::VIMRT_ISA {
-
-// Two tokens whose mean is taken; the same one twice selects it.
-struct SelectedTokens {
-    std::int64_t first = 0;
-    std::int64_t second = 0;
-};
-
-// By the `position` of a select_tokens node (select_tokens.cpp).
-SelectedTokens selected_tokens(const Node& select, std::int64_t tokens);
 
 // (a + b) / 2, exactly a where both are the same row.
 VIMRT_INLINE void average_rows(const float* a, const float* b, std::int64_t columns, float* out) {
