@@ -40,10 +40,6 @@ __device__ inline void multiply_add(float (&sum)[4], const unsigned (&a)[2], uns
     }
 }
 
-// Has the compiler compute anew what follows from x, instead of keeping it in registers.
-__device__ inline void forget(int& x) {
-    asm volatile("" : "+r"(x));
-}
 // x, which the compiler cannot compute anew and so keeps in a register.
 __device__ inline unsigned kept(unsigned x) {
     asm volatile("" : "+r"(x));

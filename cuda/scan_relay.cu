@@ -200,7 +200,6 @@ private:
     // `First`: of the warp's legs that are merged.
     template <bool Merged, bool First = false>
     __device__ void take_leg(int step) {
-        if constexpr (Brief && !Half) forget(lane_.index), forget(lane_.g), forget(lane_.q);
         wait_for_copies<1>();
         __syncwarp();
         Factors added;
@@ -210,8 +209,6 @@ private:
         compute_ahead(added, left, state);
         States before = {};
         if constexpr (Brief) {
-            // Else the compiler keeps what follows from it in local memory, for which others wait.
-            if constexpr (Half) forget(lane_.index);
             if (step > 0) receive(before, nothing_of(left[octet_tokens - 1], state[octet_tokens - 1]));
             if (step < last_leg_) hand_on_at_once(left, before, state);
             take_on_at_once(left, before, state);
@@ -220,8 +217,6 @@ private:
             take_on(left, before, state);
             if (step < last_leg_) hand_on(state[octet_tokens - 1]);
         }
-        if constexpr (Half) forget(lane_.g);
-        if constexpr (Half || !Brief) forget(lane_.q);
         // Where these lie is asked for before it is wanted; of the gate there is no room to keep it.
         const Sources from = sources();
         const std::size_t results = place(Merged ? Sizes::merged : Sizes::y);
@@ -546,7 +541,7 @@ private:
     }
 
     const Scan& a_;
-    Lane lane_;
+    const Lane lane_;
     const bool forward_;
     const int warp_, warps_;
     const int last_octet_, last_leg_;
