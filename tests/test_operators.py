@@ -68,19 +68,18 @@ def test_linear(shape: tuple[int, ...], features: int, threads: int, tmp_path: P
     assert relative_error(run_tokens(engine, x, ["y"])["y"], expected) <= TOLERANCE
 
 
+def selected(x: Array, position: str) -> Array:
+    rows = {"middle": x[:, (x.shape[1] - 1) // 2], "head": x[:, 0], "last": x[:, -1]}
+    return (x[:, 0] + x[:, -1]) / 2 if position == "ends" else rows[position]
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("position", ["middle", "head", "last", "ends"])
 def test_select_tokens(shape: tuple[int, ...], position: str, threads: int, tmp_path: Path) -> None:
     nodes = [node("select_tokens", ["x"], ["y"], position=position)]
     engine = tokens_engine(tmp_path / "g.vimrt", shape[-1], nodes, {}, ["y"], threads)
     x = tokens(shape)
-    expected = {
-        "middle": x[:, (shape[1] - 1) // 2],
-        "head": x[:, 0],
-        "last": x[:, -1],
-        "ends": (x[:, 0] + x[:, -1]) / 2,
-    }[position]
-    np.testing.assert_allclose(run_tokens(engine, x, ["y"])["y"], expected, rtol=1e-6)
+    np.testing.assert_allclose(run_tokens(engine, x, ["y"])["y"], selected(x, position), rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[-1] > 1], ids=str)
@@ -107,13 +106,7 @@ def test_selected_tokens_are_computed_alone(
     stream = x.astype(np.float64) * weights["g"]
     hidden = stream @ weights["m"].T.astype(np.float64) * weights["g"]
     normed = norm(hidden + stream, "rms", 1e-3, weights["w"], None)
-    selected = {
-        "middle": normed[:, (shape[1] - 1) // 2],
-        "head": normed[:, 0],
-        "last": normed[:, -1],
-        "ends": (normed[:, 0] + normed[:, -1]) / 2,
-    }[position]
-    expected = selected @ weights["m"].T.astype(np.float64)
+    expected = selected(normed, position) @ weights["m"].T.astype(np.float64)
     for asked in (names, ["out"], ["out", "pooled"], ["pooled", "out"], ["out", "hidden"], ["out", "stream"]):
         found = run_tokens(engine, x, asked)
         assert relative_error(found["out"], expected) <= 1e-5, asked
