@@ -518,9 +518,10 @@ Scan scan_of_sizes(const Lowering& lowering, int node, const Sizes& sizes, DType
     static char somewhere;  // for whether results are merged is all that matters until the scan runs
     Scan a;
     a.order = ScanOrder::Octets;
-    a.merged = merge_behind(lowering, node) != nullptr ? &somewhere : nullptr;
-    if (a.merged != nullptr)
-        a.wanted = static_cast<int>(lowering.token_selected_next(node + 1, lowering.node(node + 1).output(0)));
+    if (const Node* merge = merge_behind(lowering, node); merge != nullptr) {
+        a.merged = &somewhere;
+        a.wanted = static_cast<int>(lowering.token_selected_next(node + 1, merge->output(0)));
+    }
     a.directions = scan.output_count();
     a.batch = static_cast<int>(shape[0]);
     a.tokens = static_cast<int>(shape[1]);

@@ -17,8 +17,8 @@ ValueId residual_behind(Lowering& lowering, int node, ValueId hidden, const Oper
     const Node& add_norm = lowering.node(node + 1);
     if (add_norm.input_count() < 2) return -1;
     const ValueId residual = add_norm.input(add_norm.input(0) == hidden ? 1 : 0);
-    const Operand sum = lowering.read(residual);  // of rows that may lie further apart
-    const bool free = lowering.last_read_at(residual, node + 1) && sum.dtype == DType::F32 && sum.buffer != in.buffer;
+    const bool free =
+        is_free(lowering, node + 1, residual, DType::F32, true) && lowering.read(residual).buffer != in.buffer;
     return free ? residual : -1;
 }
 

@@ -53,10 +53,12 @@ inline bool is_dense(const Lowering& lowering, ValueId value, const Operand& ope
     return operand.row_stride == columns_of(lowering, value);
 }
 
-// True when the storage of `value`, dense and of `dtype`, may be overwritten by node `node`.
-inline bool is_free(Lowering& lowering, int node, ValueId value, DType dtype) {
+// True when the storage of `value`, dense and of `dtype`, may be overwritten by node `node`. With `strided`, its rows
+// may lie further apart.
+inline bool is_free(Lowering& lowering, int node, ValueId value, DType dtype, bool strided = false) {
     const Operand operand = lowering.read(value);
-    return lowering.last_read_at(value, node) && operand.dtype == dtype && is_dense(lowering, value, operand);
+    return lowering.last_read_at(value, node) && operand.dtype == dtype &&
+           (strided || is_dense(lowering, value, operand));
 }
 
 // Storage of `dtype` for `result`, an elementwise function of `source`: the source's own where nobody needs it any

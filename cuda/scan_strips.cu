@@ -120,13 +120,12 @@ public:
         return last_ + 1;
     }
     // Of octets on the walk, how many leave their y for the other direction to merge.
-    template <bool One>
+    template <bool One = true>
     __device__ int plain_octets() const {
         return plain_parts<One>(a_, octets(), octet_tokens, forward_);
     }
-    template <bool One>
     __device__ int walked_octets() const {
-        return walked_parts<One>(a_, octets(), octet_tokens, forward_);
+        return walked_parts(a_, octets(), octet_tokens, forward_);
     }
 
     // Makes ready the first octet, and begins to fetch the next ones.
@@ -403,12 +402,12 @@ __global__ void __launch_bounds__(warps_of_block* warp_size, blocks_of_multiproc
     const int own = real ? index : 0;
     using Own = Strip<T, Rank, parts_of_strip>;
     Own strip(a, own / strips, own % strips, warp % a.directions, lane, shared_address(shared) + warp * Own::bytes);
-    const int plain = real ? strip.template plain_octets<true>() : 0;
+    const int plain = real ? strip.plain_octets() : 0;
     if (real) strip.begin();
     strip.template take<false>(plain);
     __syncthreads();
     if (real) strip.begin_merging(own / strips, own % strips, plain);
-    strip.template take<true>(real ? strip.template walked_octets<true>() - plain : 0);
+    strip.template take<true>(real ? strip.walked_octets() - plain : 0);
 }
 
 constexpr int trio = 3;           // strips

@@ -41,15 +41,11 @@ void select_tokens(const void* in, std::int64_t first, std::int64_t second, void
 }
 
 int lower_select_tokens(Lowering& lowering, int node, const Target& /*target*/) {
+    if (lowering.view_selected_token(node)) return 1;
     const Node& select = lowering.node(node);
-    const ValueId whole = select.input(0);
-    const Shape shape = lowering.value(whole).shape;
+    const Shape shape = lowering.value(select.input(0)).shape;
     const auto [first, second] = selected_tokens(select, shape[1]);
-    if (first == second && lowering.last_read_at(whole, node)) {
-        lowering.view_token(select.output(0), whole, first);
-        return 1;
-    }
-    const Operand in = stored_as(lowering, whole, lowering.read(whole).dtype);
+    const Operand in = stored_as(lowering, select.input(0), lowering.read(select.input(0)).dtype);
     const SelectStep step{in, lowering.write(select.output(0), in.dtype), first, second, shape[0], shape[1], shape[2]};
     lowering.step(step_name("select_tokens", select).c_str(), run_select, step, {step.in}, {step.out});
     return 1;

@@ -28,17 +28,12 @@ void run_select(const void* parameters, const Frame& frame) {
 }  // namespace
 
 int lower_select_tokens(Lowering& lowering, int node) {
+    if (lowering.view_selected_token(node)) return 1;
     const Node& select = lowering.node(node);
-    const ValueId whole = select.input(0);
-    const Shape& shape = lowering.value(whole).shape;
-    const SelectedTokens selected = selected_tokens(select, shape[1]);
-    if (selected.first == selected.second && lowering.last_read_at(whole, node)) {
-        lowering.view_token(select.output(0), whole, selected.first);
-        return 1;
-    }
-    const Operand in = lowering.read(whole);
+    const Shape& shape = lowering.value(select.input(0)).shape;
+    const Operand in = lowering.read(select.input(0));
     const Operand out = lowering.write(select.output(0));
-    const SelectStep step{in, out, shape[0], shape[1], shape[2], selected};
+    const SelectStep step{in, out, shape[0], shape[1], shape[2], selected_tokens(select, shape[1])};
     lowering.step("select_tokens", run_select, step, {in}, {out});
     return 1;
 }

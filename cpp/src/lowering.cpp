@@ -300,11 +300,17 @@ void Lowering::view(ValueId part, ValueId whole, std::int64_t column) {
     impl_.storage(part) = operand;
 }
 
-void Lowering::view_token(ValueId part, ValueId whole, std::int64_t token) {
+bool Lowering::view_selected_token(int node) {
+    const Node& select = this->node(node);
+    const ValueId whole = select.input(0);
+    const std::int64_t tokens = value(whole).shape[1];
+    const auto [first, second] = selected_tokens(select, tokens);
+    if (first != second || !last_read_at(whole, node)) return false;
     Operand operand = read(whole);
-    operand.offset += token * operand.row_stride;
-    operand.row_stride *= value(whole).shape[1];
-    impl_.storage(part) = operand;
+    operand.offset += first * operand.row_stride;
+    operand.row_stride *= tokens;
+    impl_.storage(select.output(0)) = operand;
+    return true;
 }
 
 Operand Lowering::scratch(std::size_t bytes) {

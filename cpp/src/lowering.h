@@ -95,8 +95,9 @@ public:
     Operand in_place(ValueId result, ValueId source);
     // `part` is columns [column, column + its width) of `whole`, without a copy.
     void view(ValueId part, ValueId whole, std::int64_t column);
-    // `part` is token `token` of each image of `whole`, (batch, tokens, width), without a copy.
-    void view_token(ValueId part, ValueId whole, std::int64_t token);
+    // Where select_tokens node `node` selects one token and nobody needs the others any more, makes its result a view
+    // of that token of each image; false elsewhere.
+    bool view_selected_token(int node);
     // Bytes that only the next step uses.
     Operand scratch(std::size_t bytes);
 

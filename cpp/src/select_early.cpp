@@ -51,9 +51,10 @@ Graph select_early(Graph graph, const std::vector<ValueId>& outputs) {
         if (graph.nodes[at].op() != "select_tokens" || graph.nodes[at].is("position", "ends")) continue;
         const std::size_t first = first_behind(graph, at, outputs);
         if (first == at) continue;
-        const Node select = graph.nodes[at];
-        std::vector<Node> moved(std::next(graph.nodes.begin(), static_cast<std::ptrdiff_t>(first)),
-                                std::next(graph.nodes.begin(), static_cast<std::ptrdiff_t>(at)));
+        const auto begin = std::next(graph.nodes.begin(), static_cast<std::ptrdiff_t>(first));
+        const auto end = std::next(graph.nodes.begin(), static_cast<std::ptrdiff_t>(at));
+        const Node select = *end;
+        std::vector<Node> moved(begin, end);
         std::vector<Node> selects;    // of what the moved nodes read of others
         std::vector<ValueId> of_own;  // what they compute
         for (Node& node : moved) {
@@ -71,11 +72,10 @@ Graph select_early(Graph graph, const std::vector<ValueId>& outputs) {
             of_own.insert(of_own.end(), node.outputs_.begin(), node.outputs_.end());
         }
         std::replace(moved.back().outputs_.begin(), moved.back().outputs_.end(), select.input(0), select.output(0));
-        const auto begin = graph.nodes.erase(std::next(graph.nodes.begin(), static_cast<std::ptrdiff_t>(first)),
-                                             std::next(graph.nodes.begin(), static_cast<std::ptrdiff_t>(at) + 1));
         selects.insert(selects.end(), std::make_move_iterator(moved.begin()), std::make_move_iterator(moved.end()));
+        graph.nodes.insert(graph.nodes.erase(begin, std::next(end)), std::make_move_iterator(selects.begin()),
+                           std::make_move_iterator(selects.end()));
         at = first + selects.size() - 1;
-        graph.nodes.insert(begin, std::make_move_iterator(selects.begin()), std::make_move_iterator(selects.end()));
     }
     return graph;
 }
