@@ -53,7 +53,7 @@ Graph select_early(Graph graph, const std::vector<ValueId>& outputs) {
         if (first == at) continue;
         const auto begin = std::next(graph.nodes.begin(), static_cast<std::ptrdiff_t>(first));
         const auto end = std::next(graph.nodes.begin(), static_cast<std::ptrdiff_t>(at));
-        const Node select = *end;
+        const Node& select = *end;
         std::vector<Node> moved(begin, end);
         std::vector<Node> selects;    // of what the moved nodes read of others
         std::vector<ValueId> of_own;  // what they compute
