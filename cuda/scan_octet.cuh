@@ -19,6 +19,9 @@ constexpr int octet_states = 16;
 constexpr int lane_states = 4;  // of each of a lane's two channels
 constexpr int octet_elements = octet_tokens * column_channels;
 
+// Which part of a walk is taken: that up to the meeting, or the one behind it, or both without a result.
+enum class Part { Plain, Merged, States };
+
 struct Lane {
     int index, g, q;
 

@@ -26,9 +26,6 @@ struct ChunkChange {
     float time[column_channels];
 };
 
-// Which part of a walk is taken: that up to the meeting, or the one behind it, or both without a result.
-enum class Part { Plain, Merged, States };
-
 template <typename T, int Rank>
 class Walk {
     using Own = Column<T, Rank>;  // octets in turn
