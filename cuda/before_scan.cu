@@ -111,6 +111,9 @@ public:
     __device__ void take() {
         begin_copies();
         wait_for_predecessor();
+        if (blockIdx.x == 0) {
+            for (int i = static_cast<int>(threadIdx.x); i < a_.zeros_count; i += threads) a_.zeros[i] = 0;
+        }
         normalise();
         show_to_products();
         __syncthreads();

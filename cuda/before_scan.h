@@ -20,6 +20,8 @@ struct BeforeScan {
     void* z = nullptr;                // (batch, tokens, 2 width)
     ConvXProj behind;                 // weight: in the order of before_scan_x_proj_element(); x and split are not used
     int width = 0;
+    unsigned* zeros = nullptr;  // to be written for the scan: zeros_count of them
+    int zeros_count = 0;
     int octets = 0;  // of a block's run of tokens, one of before_scan_runs: see before_scan_octets()
 };
 

@@ -72,6 +72,9 @@ ScanForm best_relay(int columns, int tokens, int chip) {
         ->form;
 }
 
+// Help saves a relay of fewer tokens less than it costs to begin with.
+constexpr int helped_tokens = 5000;
+
 // Where there are no relays or no room for them: warps by multiprocessor that chunks should make, of so many octets at
 // least, and so many of them.
 constexpr int chunk_warps = 14;
@@ -112,7 +115,7 @@ constexpr int branch_tokens = 2048;
 constexpr double most_branched_columns = 2.2, branch_columns = 0.72;  // for each multiprocessor
 
 // Forms in the order of preference.
-std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& device) {
+std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& device, bool may_be_helped) {
     const int chip = std::max(1, device.multiprocessors);
     const int columns = columns_of_all(a);
     const ScanForm whole{ScanForm::Octets}, strips{ScanForm::Strips}, wide{ScanForm::Columns};
@@ -126,6 +129,10 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
     const double trios = trios_of(columns, device);
     if (a.tokens > few_tokens && trios >= turns_taken && trios <= 1) forms.push_back({ScanForm::Trios});
     forms.push_back(best_relay(columns, a.tokens, chip));
+    if (may_be_helped && a.tokens >= helped_tokens) {
+        forms.push_back(forms.back());
+        std::prev(forms.end(), 2)->helped = true;
+    }
     const ScanForm chunks{ScanForm::Octets,
                           std::min(chunk_warps * chip / columns, a.tokens / octet_tokens / 2 / least_chunk)};
     if (chunks.chunks < enough_chunks) {
@@ -182,13 +189,14 @@ std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device) 
     std::vector<ScanForm> forms{{ScanForm::Channels}, {ScanForm::Columns}, {ScanForm::Strips}, {ScanForm::Trios}};
     for (const int warps : {4, 6, 12}) forms.push_back({ScanForm::Relay, 0, warps});
     for (const int warps : {4, 12}) forms.push_back({ScanForm::Halves, 0, warps});
+    for (const auto kind : {ScanForm::Relay, ScanForm::Halves}) forms.push_back({kind, 0, 12, true});
     for (const int chunks : {0, 1, 2, 7, 14, 28}) forms.push_back({ScanForm::Octets, chunks});
     std::erase_if(forms, [&](const ScanForm& form) { return !scan_takes(a, form, device); });
     return forms;
 }
 
-ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device) {
-    for (const ScanForm& form : preferred_forms(a, device))
+ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device, bool may_be_helped) {
+    for (const ScanForm& form : preferred_forms(a, device, may_be_helped))
         if (scan_takes(a, form, device)) return form;
     return {};
 }
@@ -228,7 +236,11 @@ int scan_branches(const Scan& a, const DeviceProperties& device) {
 }
 
 std::size_t scan_room(const Scan& a, const ScanForm& form) {
-    return form.kind == ScanForm::Octets ? scan_octets_chunk_bytes(a, form.chunks) : 0;
+    return form.kind == ScanForm::Octets ? scan_octets_chunk_bytes(a, form.chunks) : scan_relay_room(a, form);
+}
+
+std::size_t scan_zeros(const Scan& a, const ScanForm& form) {
+    return scan_relay_zeros(a, form);
 }
 
 void bidirectional_scan(const Scan& a, const ScanForm& form, cudaStream_t stream) {
@@ -461,6 +473,7 @@ struct BeforeScanStep {
     ConvXProjStep behind;
     BeforeScan fixed;
     Operand residual, z;
+    Operand zeros;  // buffer -1 where there are none
 };
 
 void run_before_scan(const void* parameters, const Frame& frame) {
@@ -469,6 +482,7 @@ void run_before_scan(const void* parameters, const Frame& frame) {
     a.residual = frame.at<float>(step.residual);
     a.z = address(frame, step.z);
     a.behind = conv_x_proj_of(step.behind, frame);
+    if (step.zeros.buffer >= 0) a.zeros = frame.at<unsigned>(step.zeros);
     before_scan(a, stream_of(frame));
 }
 
@@ -679,8 +693,13 @@ public:
         fused_.weight = packed_x_proj(lowering_, scan_, sizes_, own_, target_.dtype, " for before_scan",
                                       [&](std::int64_t i) { return before_scan_x_proj_element(fused_.features, i); });
         step.behind = {conv_, fused_, projected_};
+        if (const std::size_t bytes = scan_zeros(step_.fixed, step_.form); bytes > 0) {
+            step.zeros = step_.chunk_states;
+            step.fixed.zeros_count = static_cast<int>(bytes / sizeof(unsigned));
+        }
         const std::string name = "norm+linear+causal_conv1d+x_proj " + nodes.in_proj->name() + ", " + scan_.name();
-        lowering_.step(name.c_str(), run_before_scan, step, {step.residual}, {step.z, c_, projected_});
+        lowering_.step(name.c_str(), run_before_scan, step, {step.residual},
+                       {step.z, c_, projected_, step.zeros.buffer >= 0 ? step.zeros : step.z});
         lower_scan();
         return true;
     }
@@ -694,15 +713,16 @@ private:
         front.behind.conv = conv_.fixed;
         front.behind.features = static_cast<int>(sizes_.row());
     }
-    // The norm's parameters, and where such a kernel's results and the scan's go.
+    // The norm's parameters, and where such a kernel's results and the scan's go. `many_tokens`: the kernel for these,
+    // behind which the result may lie in the place of z, and which writes scan_zeros().
     template <typename FrontStep>
-    void place_front(const NodesBetween& nodes, FrontStep& step, bool may_merge_in_z) {
+    void place_front(const NodesBetween& nodes, FrontStep& step, bool many_tokens) {
         step.fixed.norm_weight = float_vector(lowering_, nodes.norm->weight("weight"));
         step.fixed.eps = static_cast<float>(nodes.norm->number("eps"));
         step.z = lowering_.write(nodes.z, target_.dtype);
         describe();
-        choose();
-        place_merged_without_x(may_merge_in_z);
+        choose(many_tokens && lowering_.alone());
+        place_merged_without_x(many_tokens);
         place();
     }
 
@@ -763,7 +783,7 @@ private:
     }
 
     // Whether one kernel does convolution and projection, which leaves c in octets' order, and the scan's form.
-    void choose() {
+    void choose(bool may_be_helped = false) {
         Scan& a = step_.fixed;
         fused_.conv = conv_.fixed;
         fused_.features = static_cast<int>(sizes_.row());
@@ -771,7 +791,7 @@ private:
         is_fused_ = own_ && x_.offset % 8 == 0 && aligned && conv_x_proj_takes(fused_) && scan_octets_takes(a);
         if (!is_fused_) a.order = ScanOrder::Rows;
         if (is_fused_) fused_.split = conv_x_proj_split(fused_, target_.device);
-        if (aligned) step_.form = choose_scan_form(a, target_.device);
+        if (aligned) step_.form = choose_scan_form(a, target_.device, may_be_helped);
     }
 
     // Decides where c, the projections and the directions' y lie. Where each direction has its c to itself and only the

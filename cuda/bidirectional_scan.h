@@ -71,7 +71,7 @@ struct Scan {
     int states = 0;                // 16, 32 or 64: fewer are padded with states whose B is zero
     int rank = 0;                  // a multiple of 16, padded with zeros
     DType dtype = DType::F32;      // of c, projected, dt_weight, z, y and merged
-    void* chunk_states = nullptr;  // scan_room() bytes
+    void* chunk_states = nullptr;  // scan_room() bytes, whose first scan_zeros() are zeros before a run
 };
 
 // How a scan is spread over the chip.
@@ -89,6 +89,7 @@ struct ScanForm {
     int chunks = 0;  // of each half of a walk by octets, whose states are computed beforehand: more exponentials, but
                      // more to do at once; 0: whole
     int warps = 0;   // of a relay
+    bool helped = false;  // a relay, by blocks on multiprocessors that relays leave idle
 
     friend bool operator==(const ScanForm&, const ScanForm&) = default;
 };
@@ -96,8 +97,9 @@ struct ScanForm {
 const char* name_of(ScanForm::Kind kind);
 
 // The form that serves the shape and order best on the device. All forms compute the same; which is faster was measured
-// (docs/performance.md).
-ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device);
+// (docs/performance.md). `may_be_helped`: nothing else runs beside the scan, and whoever runs before it writes
+// scan_zeros().
+ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device, bool may_be_helped = false);
 // Whether a form can compute the shape and order on the device; and forms that can.
 bool scan_takes(const Scan& a, const ScanForm& form, const DeviceProperties& device);
 std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device);
@@ -107,8 +109,9 @@ std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device);
 std::vector<int> scan_rounds(const Scan& a, const DeviceProperties& device);
 int scan_branches(const Scan& a, const DeviceProperties& device);
 
-// Bytes of Scan::chunk_states that the form needs.
+// Bytes of Scan::chunk_states that the form needs, and how many of them are to be zeros.
 std::size_t scan_room(const Scan& a, const ScanForm& form);
+std::size_t scan_zeros(const Scan& a, const ScanForm& form);
 
 void bidirectional_scan(const Scan& a, const ScanForm& form, cudaStream_t stream);
 
@@ -135,5 +138,7 @@ void scan_trios(const Scan& a, cudaStream_t stream);
 // scan_relay.cu: the same, on a device with clusters. Forms of the kinds Relay and Halves.
 bool scan_relay_takes(const Scan& a, const ScanForm& form, const DeviceProperties& device);
 void scan_relay(const Scan& a, const ScanForm& form, cudaStream_t stream);
+std::size_t scan_relay_room(const Scan& a, const ScanForm& form);
+std::size_t scan_relay_zeros(const Scan& a, const ScanForm& form);
 
 }  // namespace vimrt::cuda

@@ -13,14 +13,15 @@ namespace vimrt::cuda {
 struct Grid {
     dim3 blocks, threads;
     std::size_t shared_bytes = 0;
-    unsigned cluster = 1;  // neighbouring blocks that run at the same time; more than one from 9.0 on
-    bool early = true;     // may be set up while the kernel before still runs
+    unsigned cluster = 1;   // neighbouring blocks that run at the same time; more than one from 9.0 on
+    bool early = true;      // may be set up while the kernel before still runs
+    bool together = false;  // blocks wait for one another, and so must all be on the device at once
 };
 
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, cudaStream_t stream,
             const Arguments&... arguments) {
-    cudaLaunchAttribute attributes[2]{};
+    cudaLaunchAttribute attributes[3]{};
     unsigned count = 0;
     if (grid.early && runs_code_of_hopper()) {
         attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -29,6 +30,10 @@ void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, c
     if (grid.cluster > 1) {
         attributes[count].id = cudaLaunchAttributeClusterDimension;
         attributes[count++].val.clusterDim = {grid.cluster, 1, 1};
+    }
+    if (grid.together) {
+        attributes[count].id = cudaLaunchAttributeCooperative;
+        attributes[count++].val.cooperative = 1;
     }
     cudaLaunchConfig_t config{};
     config.gridDim = grid.blocks;

@@ -145,6 +145,23 @@ __device__ inline void meet(int number, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
+// Adds one to a number in global memory: what the warp wrote before can be read by whoever waits for it.
+__device__ inline void count_up(unsigned* number) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(__cvta_generic_to_global(number)) : "memory");
+}
+// Until it is `count` or more.
+__device__ inline void wait_for_count(const unsigned* number, unsigned count) {
+    for (;;) {
+        unsigned now;
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+                     : "=r"(now)
+                     : "l"(__cvta_generic_to_global(number))
+                     : "memory");
+        if (now >= count) return;
+        __nanosleep(50);
+    }
+}
+
 // Behind begin_barrier(), for barriers that other blocks of the cluster know of.
 __device__ inline void announce_barriers() {
 #if __CUDA_ARCH__ >= 900

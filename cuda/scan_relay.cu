@@ -14,7 +14,7 @@
 // warp waits there for the other direction's y when it has all else of its first leg that is merged.
 #include "launch.h"
 #include "lowering_rules.h"
-#include "scan_octet.cuh"
+#include "scan_helper.cuh"
 
 namespace vimrt::cuda {
 
@@ -26,7 +26,8 @@ constexpr int max_warps = 12;  // by the registers that leaves a thread
 // remembers them from one to the next.
 constexpr int common_room = 6144;
 constexpr int warp_room = 8448;
-constexpr int inbox = 16;  // behind the barrier
+constexpr int left_out_at = 8;  // behind the barrier: HelpedLegs
+constexpr int inbox = 16;
 constexpr int inbox_bytes = column_channels * octet_states * 4;
 constexpr int stages = 2;
 
@@ -65,9 +66,27 @@ struct Leg {
     static constexpr int values_step = octets * values_bytes;
 };
 
+// A block of helpers.
+template <typename T, int Rank, bool Half>
+__device__ void help_relays(const Scan& a, int block, unsigned memory) {
+    using Own = Helper<T, Rank, Leg<Rank, Half>::octets>;
+    // Behind where relays have a barrier, and where rows of 128 bytes begin: else strips are a twentieth slower.
+    constexpr int own_room = 128;
+    static_assert(own_room + Own::bytes <= warp_room);
+    const Lane lane(static_cast<int>(threadIdx.x));
+    // The compiler is to know that it is the same for all lanes.
+    const int warp = __shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / warp_size, 0);
+    const int units = a.batch * (a.channels / Leg<Rank, Half>::channels);
+    const int unit = block / a.directions * helped_units + warp / helping_warps;
+    if (unit >= units) return;
+    Own({a, units}, unit, block % a.directions, lane, warp, memory + common_room + warp * warp_room + own_room,
+        warp_room)
+        .run();
+}
+
 // A warp's part in a relay, brief or not. Lanes prepare, and store, a leg's elements in the order of c: [i][t] is
 // channel_of(i) at step 2 q + t of own_octet(). They take states by rows: [i] is row g + 8 i.
-template <typename T, int Rank, bool Half, bool Brief>
+template <typename T, int Rank, bool Half, bool Brief, bool Helped>
 class Runner {
     using Sizes = Leg<Rank, Half>;
     using Fetched = FetchedRows<Rank>;
@@ -83,10 +102,12 @@ public:
           warps_(warps),
           last_octet_((a.tokens - 1) / octet_tokens),
           last_leg_((a.tokens - 1) / Sizes::tokens),
+          room_{a, a.batch * (a.channels / Sizes::channels)},
+          unit_(image * (a.channels / Sizes::channels) + unit),
           first_channel_(unit * Sizes::channels),
           common_(shared),
-          memory_(shared + common_room + warp_ * warp_room),
-          next_memory_(shared + common_room + (warp_ + 1) % warps * warp_room),
+          memory_(memory_of(warp_)),
+          next_memory_(memory_of((warp_ + 1) % warps)),
           zero_(static_cast<unsigned>(a.directions) / 4U) {
         if (warp_ == 0) store_common(image, direction);
     }
@@ -108,6 +129,24 @@ public:
             wait_for_cluster();
         }
         for (; step < walked; step += warps_) take_leg<true>(step);
+    }
+
+    // The same with helpers, where both directions walk all legs.
+    __device__ void run_helped() {
+        const int plain = plain_parts<false>(a_, legs(), Sizes::tokens, forward_);
+        int step = warp_;
+        leave_out(helped_legs(0, 0, plain));
+        fetch(step, stage_, sources());
+        commit_copies();
+        fetch(ahead(step, 1), next_stage(), sources());
+        commit_copies();
+        take_part<false>(step, plain, 0);
+        arrive_at_cluster();
+        take_leg<true, true>(step);
+        __syncwarp();
+        if (lane_.index == 0) count_up(&progress(direction()).relay_done);
+        step += warps_;
+        take_part<true>(step, legs(), 1);
     }
 
 private:
@@ -174,9 +213,10 @@ private:
     // else that leg needs, and the next one.
     __device__ void meet(int step) const {
         if (a_.directions == 2) wait_for_cluster();
+        if constexpr (Helped) wait_for_count(lane_, &progress(1 - direction()).helpers_done, helping_warps);
         const Gate from = gate();
         fetch_gate(step, stage_, from);
-        fetch_gate(step + warps_, next_stage(), from);
+        fetch_gate(ahead(step, 1), next_stage(), from);
         commit_copies();
         wait_for_copies<0>();
         __syncwarp();
@@ -195,6 +235,79 @@ private:
     }
     __device__ int z_token() const {
         return Half ? lane_.index & 15 : (lane_.index & 15) >> 1;
+    }
+
+    // Takes the warp's legs of a part of the walk, up to step `end`: those in front of its helpers' but for the last,
+    // that one, and those behind.
+    template <bool Merged>
+    __device__ void take_part(int& step, int end, int part) {
+        const HelpedLegs helped = left_out();
+#pragma unroll 1
+        for (int round = 0;; ++round) {
+            if (round == 1 && step == helped.begin - 1) next_memory_ = memory_;
+            const int to = round == 2 ? end : helped.begin - 1 + round;
+#pragma unroll 1
+            for (; step < to; step += warps_) take_leg<Merged>(step);
+            if (round == 2) return;
+            if (round == 0) continue;
+            if (next_memory_ == memory_) cross(part);
+            step += helped.end - helped.begin;
+            if (part == 0) leave_out(helped_legs(1, end, legs()));
+        }
+    }
+    // The warp with the leg in front of the helpers' has handed its states on to itself, and now hands on those behind
+    // their legs. (A leg of another kind for that would be code that is not in the cache while all wait for it.)
+    __device__ void cross(int part) {
+        next_memory_ = memory_of((warp_ + 1) % warps_);
+        States before = {}, behind, rate;
+        receive(before, 0);
+        wait_for_count(lane_, &progress(direction()).told[part], 3 - Sizes::octets);
+        load_rates(rate);
+#pragma unroll
+        for (int i = 0; i < handed; ++i) {
+            float(&states)[lane_states] = behind[2 - handed + i];
+#pragma unroll
+            for (int n = 0; n < lane_states; ++n) states[n] = before[i][n];
+            apply_change(room_.mail(unit_, direction()).change[part][0][place_in_mail(i)], rate[i], states);
+        }
+        hand_on(behind);
+#pragma unroll
+        for (int i = 0; i < handed; ++i) {
+            const float(&s)[lane_states] = before[i];
+            room_.mail(unit_, direction()).before[part][0][place_in_mail(i)] = float4{s[0], s[1], s[2], s[3]};
+        }
+        __syncwarp();
+        if (lane_.index == 0) count_up(&progress(direction()).begun[part]);
+    }
+    // Where a lane's states of its rows g + 8 i lie among those of strips.
+    __device__ int place_in_mail(int i) const {
+        return Half ? lane_.index : lane_.g / 4 * warp_size + (lane_.g % 4 + 4 * i) * 4 + lane_.q;
+    }
+    __device__ int direction() const {
+        return forward_ ? 0 : 1;
+    }
+    __device__ Progress& progress(int direction) const {
+        return room_.progress(unit_, direction);
+    }
+    __device__ unsigned memory_of(int warp) const {
+        return common_ + common_room + warp * warp_room;
+    }
+
+    // Which legs helpers take of the part of the walk that inputs are fetched of, in the warp's shared memory.
+    __device__ void leave_out(const HelpedLegs& legs) const {
+        __syncwarp();
+        if (lane_.index == 0) store_shared(memory_ + left_out_at, legs);
+        __syncwarp();
+    }
+    __device__ HelpedLegs left_out() const {
+        return load_shared<HelpedLegs>(memory_ + left_out_at);
+    }
+    // The step of the warp's so many turns later.
+    __device__ int ahead(int step, int turns) const {
+        const int later = step + turns * warps_;
+        if constexpr (!Helped) return later;
+        const HelpedLegs helped = left_out();
+        return step < helped.begin && later >= helped.begin ? later + (helped.end - helped.begin) : later;
     }
 
     // `First`: of the warp's legs that are merged.
@@ -225,8 +338,9 @@ private:
         if constexpr (First) meet(step);
         finish<Merged>(leg_at(step), results, y);
         __syncwarp();
-        fetch(step + 2 * warps_, stage_, from);
-        if constexpr (Merged) fetch_gate(step + 2 * warps_, stage_, gate());
+        const int later = ahead(step, 2);
+        fetch(later, stage_, from);
+        if constexpr (Merged) fetch_gate(later, stage_, gate());
         commit_copies();
         stage_ = next_stage();
     }
@@ -545,32 +659,45 @@ private:
     const bool forward_;
     const int warp_, warps_;
     const int last_octet_, last_leg_;
+    const HelperRoom room_;
+    const int unit_;  // of all images
     const int first_channel_;
-    const unsigned common_, memory_, next_memory_;
+    const unsigned common_, memory_;
+    unsigned next_memory_;
     const unsigned zero_;            // which the compiler does not know
     unsigned stage_ = Sizes::stage;  // bytes from the warp's memory to the inputs at hand
     unsigned parity_ = 0;            // of the times that the warp has waited
 };
 
-template <typename T, int Rank, bool Half, bool Brief>
+template <typename T, int Rank, bool Half, bool Brief, bool Helped>
 __global__ void __launch_bounds__(max_warps* warp_size, 1) scan_relay_of(const __grid_constant__ Scan a) {
     extern __shared__ float4 shared[];
     const unsigned memory = kept(shared_address(shared));
     const int warps = static_cast<int>(blockDim.x) / warp_size;
+    const int units = a.channels / Leg<Rank, Half>::channels;
+    int block = static_cast<int>(blockIdx.x);
+    if constexpr (Helped) {
+        const int helpers = static_cast<int>(helper_blocks(a.batch * units, a.directions));
+        if (block < helpers) return help_relays<T, Rank, Half>(a, block, memory);
+        block -= helpers;
+    }
     let_successor_begin();
     // One by each warp: racecheck does not follow a warp that begins several.
     const unsigned own_barrier = memory + common_room + threadIdx.x / warp_size * warp_room;
     if (threadIdx.x % warp_size == 0) begin_barrier(own_barrier, warp_size);
     __syncthreads();
-    const int units = a.channels / Leg<Rank, Half>::channels;
-    const int index = static_cast<int>(blockIdx.x) / a.directions;
+    const int index = block / a.directions;
     const Lane lane(static_cast<int>(threadIdx.x));
     // Until here only weights are read.
-    Runner<T, Rank, Half, Brief> runner(a, index / units, index % units, static_cast<int>(blockIdx.x) % a.directions,
-                                        lane, warps, memory);
+    Runner<T, Rank, Half, Brief, Helped> runner(a, index / units, index % units, block % a.directions, lane, warps,
+                                                memory);
     __syncthreads();
     wait_for_predecessor();
-    runner.run();
+    if constexpr (Helped) {
+        runner.run_helped();
+    } else {
+        runner.run();
+    }
     __syncthreads();
     if (threadIdx.x % warp_size == 0) end_barrier(own_barrier);
 }
@@ -579,14 +706,33 @@ constexpr int block_bytes(int warps) {
     return common_room + warps * warp_room;
 }
 
-// Calls function.operator()<Half, Brief>() for a form.
+// Calls function.operator()<Half, Brief, Helped>() for a form.
 constexpr int brief_from = 8;  // warps
+static_assert(helped_warps >= brief_from && helped_warps <= max_warps);
 template <typename F>
 void with_legs(const ScanForm& form, const F& function) {
-    const bool brief = form.warps >= brief_from;
-    if (form.kind == ScanForm::Halves)
-        return brief ? function.template operator()<true, true>() : function.template operator()<true, false>();
-    return brief ? function.template operator()<false, true>() : function.template operator()<false, false>();
+    const auto of_units = [&]<bool Half>() {
+        if (form.helped) return function.template operator()<Half, true, true>();
+        if (form.warps >= brief_from) return function.template operator()<Half, true, false>();
+        return function.template operator()<Half, false, false>();
+    };
+    return form.kind == ScanForm::Halves ? of_units.template operator()<true>() : of_units.template operator()<false>();
+}
+
+// Columns, or halves of them, of all images.
+int units_of(const Scan& a, const ScanForm& form) {
+    return a.batch * (a.channels / column_channels) * (form.kind == ScanForm::Halves ? 2 : 1);
+}
+
+unsigned blocks_of(const Scan& a, const ScanForm& form) {
+    const int units = units_of(a, form);
+    return static_cast<unsigned>(units * a.directions) + (form.helped ? helper_blocks(units, a.directions) : 0);
+}
+
+// Whether helpers can help: they need warps, walks and multiprocessors enough.
+bool takes_help(const Scan& a, const ScanForm& form, const DeviceProperties& device) {
+    return form.warps == helped_warps && a.directions == 2 && a.wanted < 0 && a.tokens >= least_helped_tokens &&
+           blocks_of(a, form) <= static_cast<unsigned>(device.multiprocessors);
 }
 
 }  // namespace
@@ -594,7 +740,16 @@ void with_legs(const ScanForm& form, const F& function) {
 bool scan_relay_takes(const Scan& a, const ScanForm& form, const DeviceProperties& device) {
     if (!device.clusters || !takes_octets(a) || a.z_stride % 8 != 0 || form.warps < 2 || form.warps > max_warps)
         return false;
+    if (form.helped && !takes_help(a, form, device)) return false;
     return block_bytes(form.warps) <= device.shared_bytes_per_block;
+}
+
+std::size_t scan_relay_room(const Scan& a, const ScanForm& form) {
+    return form.helped ? HelperRoom::bytes(units_of(a, form) * a.directions) : 0;
+}
+
+std::size_t scan_relay_zeros(const Scan& a, const ScanForm& form) {
+    return form.helped ? HelperRoom::progress_bytes(units_of(a, form) * a.directions) : 0;
 }
 
 // Set up early, a relay of few tokens begins sooner; one of many runs slower (measured, not explained): a run of Ti
@@ -603,13 +758,11 @@ constexpr int early_tokens = 1024;
 
 void scan_relay(const Scan& a, const ScanForm& form, cudaStream_t stream) {
     with_rank(a, [&]<typename T, int Rank>() {
-        with_legs(form, [&]<bool Half, bool Brief>() {
-            using Sizes = Leg<Rank, Half>;
-            const unsigned directions = static_cast<unsigned>(a.directions);
-            const unsigned units = static_cast<unsigned>(a.batch) * static_cast<unsigned>(a.channels / Sizes::channels);
-            launch("scan_relay", scan_relay_of<T, Rank, Half, Brief>,
-                   {units * directions, static_cast<unsigned>(form.warps * warp_size),
-                    static_cast<std::size_t>(block_bytes(form.warps)), directions, a.tokens <= early_tokens},
+        with_legs(form, [&]<bool Half, bool Brief, bool Helped>() {
+            launch("scan_relay", scan_relay_of<T, Rank, Half, Brief, Helped>,
+                   {blocks_of(a, form), static_cast<unsigned>(form.warps * warp_size),
+                    static_cast<std::size_t>(block_bytes(form.warps)), static_cast<unsigned>(a.directions),
+                    a.tokens <= early_tokens, Helped},
                    stream, a);
         });
     });

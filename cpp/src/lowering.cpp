@@ -47,6 +47,7 @@ const void* ConstantStore::get(const std::string& key, std::size_t bytes, void (
 // Images of a program's batch.
 struct Images {
     std::int64_t first, count;
+    bool alone;  // their steps have no others beside them
 };
 
 // Of the arena, what is taken, and what no placement could do without.
@@ -257,6 +258,9 @@ const float* Lowering::input_std() const {
 int Lowering::threads() const {
     return impl_.backend_.threads();
 }
+bool Lowering::alone() const {
+    return impl_.images_.alone;
+}
 
 bool Lowering::feeds_next(int node, ValueId value, const char* op) const {
     return node + 1 < node_count() && impl_.readers_[LoweringImpl::index(value)] == 1 &&
@@ -402,7 +406,7 @@ std::unique_ptr<Program> lower_program(const Graph& graph, const Preprocessing& 
         return LoweringImpl(own, recipe, backend, engine_constants, *program, images, place);
     };
     const std::int64_t batch = program->key.batch;
-    LoweringImpl whole = lowering_of({0, batch});
+    LoweringImpl whole = lowering_of({0, batch, true});
     program->output_shapes = whole.output_shapes();
     std::vector<Round> rounds = whole.preferred_rounds();
     if (rounds.empty()) rounds.push_back({batch});
@@ -430,7 +434,7 @@ std::unique_ptr<Program> lower_program(const Graph& graph, const Preprocessing& 
             if (images == batch) {
                 ends = lower_images(whole, round, branch, images, ends);
             } else {
-                LoweringImpl some = lowering_of({first, images});
+                LoweringImpl some = lowering_of({first, images, branches == 1});
                 ends = lower_images(some, round, branch, images, ends);
             }
             first += images;

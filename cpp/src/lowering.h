@@ -77,6 +77,7 @@ public:
     const float* input_mean() const;  // 3 floats, for U8
     const float* input_std() const;
     int threads() const;  // of the engine
+    bool alone() const;   // no other steps of the program run beside these
 
     // True when `value` is read by node `node` + 1 alone, that node's operator is `op`, and nobody asked for the value
     // as an output: the two nodes may be computed together, and `value` need not exist.

@@ -36,7 +36,10 @@ constexpr Work works[] = {
 };
 
 float median_ms(const Scan& a, const ScanForm& form) {
-    const float ms = EventTimer().median_ms(30, 21, [&] { bidirectional_scan(a, form, nullptr); });
+    const float ms = EventTimer().median_ms(30, 21, [&] {
+        require(cudaMemsetAsync(a.chunk_states, 0, scan_zeros(a, form), nullptr));
+        bidirectional_scan(a, form, nullptr);
+    });
     require(cudaGetLastError());
     return ms;
 }
@@ -92,7 +95,7 @@ void bench(const Work& s, const DeviceProperties& device) {
             a.chunk_states = room.data();
             std::printf("  %s", name_of(form.kind));
             if (form.kind == ScanForm::Octets) std::printf("/%d", form.chunks);
-            if (form.warps > 0) std::printf("/%d", form.warps);
+            if (form.warps > 0) std::printf("/%d%s", form.warps, form.helped ? " helped" : "");
             std::printf(" %.2f%s", updates / static_cast<double>(median_ms(a, form)) * 1e-9, form == chosen ? "*" : "");
         }
     }

@@ -143,6 +143,7 @@ Scan scan_of(const Case& s) {
 void run(Scan a, const ScanForm& form) {
     const DeviceArray room(scan_room(a, form) / sizeof(float) + 1, DType::F32);
     a.chunk_states = room.data();
+    require(cudaMemset(a.chunk_states, 0, scan_zeros(a, form)));
     bidirectional_scan(a, form, nullptr);
     require(cudaGetLastError());
 }
@@ -182,7 +183,7 @@ void check_form(const Case& s, const ScanForm& form) {
         std::cerr << "  " << error << " for batch " << s.batch << ", tokens " << s.tokens << ", channels " << s.channels
                   << ", states " << s.states << ", rank " << s.rank << ", " << name_of(s.dtype) << ", wanted "
                   << s.wanted << ", form " << name_of(form.kind) << ", chunks " << form.chunks << ", warps "
-                  << form.warps << '\n';
+                  << form.warps << (form.helped ? ", helped" : "") << '\n';
     }
 }
 
@@ -266,10 +267,63 @@ TEST(octets_order_where_one_token_is_wanted) {
     check_scan({2, 150, 80, 16, 16, DType::F16, 2, true, true, ScanOrder::Rows, 74});
 }
 
+TEST(octets_order_with_helpers) {
+    const auto check_helped = [](const Case& s) {
+        for (const ScanForm& form : forms_of(s)) {
+            if (form.helped) check_form(s, form);
+        }
+    };
+    for (const int tokens : {2048, 2049, 2055, 2063, 2177})
+        check_helped({1, tokens, 32, 16, 16, DType::F16, 2, true, true, ScanOrder::Octets});
+    check_helped({2, 2205, 48, 16, 32, DType::F16, 2, true, true, ScanOrder::Octets});
+    check_helped({1, 3001, 80, 16, 48, DType::BF16, 2, true, false, ScanOrder::Octets});
+}
+
 TEST(many_blocks_meet) {
     check_scan({9, 700, 384, 16, 16, DType::F16});
     check_scan({3, 2100, 192, 16, 16, DType::F16, 2, true, true, ScanOrder::Octets});
     check_scan({150, 50, 384, 16, 16, DType::F16});
+}
+
+// Each kind's blocks wait for one another, and those of several scans do not fit on the device at once.
+TEST(scans_with_helpers_on_many_streams) {
+    const Case s{1, 2100, 384, 16, 16, DType::F16, 2, true, false, ScanOrder::Octets};
+    const Inputs forward(s, false), backward(s, true);
+    Scan a = scan_of(s);
+    const DeviceArray z(normal(static_cast<std::size_t>(s.tokens) * static_cast<std::size_t>(a.z_stride)), s.dtype);
+    a.backward = backward.direction(s.in_place);
+    a.z = z.data();
+    struct Stream {
+        explicit Stream(std::size_t elements, DType dtype, std::size_t room)
+            : y(2 * elements, dtype), merged(elements, dtype), room(room / sizeof(float) + 1, DType::F32) {
+            require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+        }
+        Stream(const Stream&) = delete;
+        Stream& operator=(const Stream&) = delete;
+        ~Stream() { cudaStreamDestroy(stream); }
+        cudaStream_t stream{};
+        DeviceArray y, merged, room;
+    };
+    a.merged = &a;  // whether, not where
+    for (const ScanForm& form : scan_forms(a, device())) {
+        if (!form.helped) continue;
+        std::vector<std::unique_ptr<Stream>> streams;
+        const auto stored = static_cast<std::size_t>(scan_elements(s.tokens, s.channels, s.order));
+        for (int i = 0; i < 8; ++i) streams.push_back(std::make_unique<Stream>(stored, s.dtype, scan_room(a, form)));
+        for (int turn = 0; turn < 3; ++turn) {
+            for (const auto& own : streams) {
+                a.forward = forward.direction(s.in_place);
+                a.forward.y = own->y.data();
+                a.backward.y = own->y.at(stored);
+                a.merged = own->merged.data();
+                a.chunk_states = own->room.data();
+                require(cudaMemsetAsync(a.chunk_states, 0, scan_zeros(a, form), own->stream));
+                bidirectional_scan(a, form, own->stream);
+            }
+        }
+        require(cudaDeviceSynchronize());
+        for (const auto& own : streams) CHECK(own->merged.values() == streams[0]->merged.values());
+    }
 }
 
 void check_repeated_runs(const Case& s) {
@@ -294,7 +348,8 @@ void check_repeated_runs(const Case& s) {
 
 TEST(repeated_runs_are_the_same_bit_by_bit) {
     for (const ScanOrder order : {ScanOrder::Rows, ScanOrder::Octets})
-        check_repeated_runs({2, 300, 96, 16, 16, DType::F16, 2, true, false, order});
+        for (const int tokens : {300, 2300})
+            check_repeated_runs({2, tokens, 96, 16, 16, DType::F16, 2, true, false, order});
 }
 
 TEST(the_form_fits_every_device) {
@@ -318,7 +373,9 @@ TEST(the_form_fits_every_device) {
                 for (const Case& s : cases) {
                     Scan a = scan_of(s);
                     if (s.order == ScanOrder::Octets) a.merged = &a;  // whether, not where
+                    CHECK(scan_takes(a, choose_scan_form(a, small, true), small));
                     const ScanForm form = choose_scan_form(a, small);
+                    CHECK(!form.helped);
                     CHECK(scan_takes(a, form, small));
                     if (form.kind == ScanForm::Columns)
                         CHECK(scan_columns_shared_bytes(a) <= static_cast<std::size_t>(shared_bytes));
@@ -326,6 +383,25 @@ TEST(the_form_fits_every_device) {
             }
         }
     }
+}
+
+TEST(helpers_are_taken_where_they_were_measured) {
+    DeviceProperties hopper;
+    hopper.multiprocessors = 132;
+    hopper.shared_bytes_per_block = 227 * 1024;
+    hopper.clusters = hopper.warpgroup_products = true;
+    const auto helped = [&](int batch, int tokens, int channels, int rank, int wanted = -1) {
+        Scan a = scan_of({batch, tokens, channels, 16, rank, DType::F16, 2, true, true, ScanOrder::Octets, wanted});
+        a.merged = &hopper;  // whether, not where
+        CHECK(!choose_scan_form(a, hopper).helped);
+        return choose_scan_form(a, hopper, true).helped;
+    };
+    CHECK(helped(1, 6085, 384, 16));
+    CHECK(helped(1, 6085, 768, 32));
+    CHECK(!helped(1, 6085, 1536, 48));       // relays fill the chip
+    CHECK(!helped(3, 6085, 384, 16));        // so they do of three images
+    CHECK(!helped(1, 4097, 384, 16));        // few tokens
+    CHECK(!helped(1, 6085, 384, 16, 3042));  // one token alone is wanted
 }
 
 TEST(a_batch_has_rounds_and_branches_where_they_were_measured) {
