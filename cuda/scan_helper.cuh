@@ -56,7 +56,9 @@ struct HelperRoom {
     int units;  // of all images
 
     // For so many units' directions.
-    static constexpr std::size_t progress_bytes(int walks) { return static_cast<std::size_t>(walks) * sizeof(Progress); }
+    static constexpr std::size_t progress_bytes(int walks) {
+        return static_cast<std::size_t>(walks) * sizeof(Progress);
+    }
     static constexpr std::size_t bytes(int walks) {
         return progress_bytes(walks) + static_cast<std::size_t>(walks) * sizeof(Mail);
     }
@@ -122,6 +124,9 @@ private:
     __device__ int image() const { return strip_of_all_ / (a_.channels / strip_channels); }
     __device__ int strip_of_image() const { return strip_of_all_ % (a_.channels / strip_channels); }
     __device__ Own strip_from(int octet) const {
+        // What another one has fetched ahead lies, or will lie, in the same memory.
+        wait_for_copies<0>();
+        __syncwarp();
         return Own(a_, image(), strip_of_image(), direction_, lane_, memory_, octet);
     }
 

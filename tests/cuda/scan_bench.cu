@@ -86,7 +86,7 @@ void bench(const Work& s, const DeviceProperties& device) {
     const double updates = 2.0 * static_cast<double>(elements) * states;
     for (const ScanOrder order : {ScanOrder::Rows, ScanOrder::Octets}) {
         a.order = order;
-        const ScanForm chosen = choose_scan_form(a, device);
+        const ScanForm chosen = choose_scan_form(a, device, true);
         std::vector<ScanForm> forms = scan_forms(a, device);
         if (std::find(forms.begin(), forms.end(), chosen) == forms.end()) forms.push_back(chosen);
         for (const ScanForm& form : forms) {

@@ -285,17 +285,17 @@ TEST(many_blocks_meet) {
     check_scan({150, 50, 384, 16, 16, DType::F16});
 }
 
-// Each kind's blocks wait for one another, and those of several scans do not fit on the device at once.
+// Whose blocks wait for one another, and do not all fit on the device at once.
 TEST(scans_with_helpers_on_many_streams) {
-    const Case s{1, 2100, 384, 16, 16, DType::F16, 2, true, false, ScanOrder::Octets};
+    const Case s{1, 2100, 96, 16, 16, DType::F16, 2, true, false, ScanOrder::Octets};
     const Inputs forward(s, false), backward(s, true);
     Scan a = scan_of(s);
     const DeviceArray z(normal(static_cast<std::size_t>(s.tokens) * static_cast<std::size_t>(a.z_stride)), s.dtype);
     a.backward = backward.direction(s.in_place);
     a.z = z.data();
     struct Stream {
-        explicit Stream(std::size_t elements, DType dtype, std::size_t room)
-            : y(2 * elements, dtype), merged(elements, dtype), room(room / sizeof(float) + 1, DType::F32) {
+        Stream(std::size_t stored, std::size_t elements, DType dtype, std::size_t room)
+            : y(2 * stored, dtype), merged(elements, dtype), room(room / sizeof(float) + 1, DType::F32) {
             require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
         }
         Stream(const Stream&) = delete;
@@ -309,8 +309,9 @@ TEST(scans_with_helpers_on_many_streams) {
         if (!form.helped) continue;
         std::vector<std::unique_ptr<Stream>> streams;
         const auto stored = static_cast<std::size_t>(scan_elements(s.tokens, s.channels, s.order));
-        for (int i = 0; i < 8; ++i) streams.push_back(std::make_unique<Stream>(stored, s.dtype, scan_room(a, form)));
-        for (int turn = 0; turn < 3; ++turn) {
+        for (int i = 0; i < 8; ++i)
+            streams.push_back(std::make_unique<Stream>(stored, forward.c.size(), s.dtype, scan_room(a, form)));
+        for (int turn = 0; turn < 2; ++turn) {
             for (const auto& own : streams) {
                 a.forward = forward.direction(s.in_place);
                 a.forward.y = own->y.data();
