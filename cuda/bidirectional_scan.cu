@@ -128,11 +128,9 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
     std::vector<ScanForm> forms;
     const double trios = trios_of(columns, device);
     if (a.tokens > few_tokens && trios >= turns_taken && trios <= 1) forms.push_back({ScanForm::Trios});
-    forms.push_back(best_relay(columns, a.tokens, chip));
-    if (may_be_helped && a.tokens >= helped_tokens) {
-        forms.push_back(forms.back());
-        std::prev(forms.end(), 2)->helped = true;
-    }
+    const ScanForm best = best_relay(columns, a.tokens, chip);
+    if (may_be_helped && a.tokens >= helped_tokens) forms.push_back({best.kind, 0, best.warps, true});
+    forms.push_back(best);
     const ScanForm chunks{ScanForm::Octets,
                           std::min(chunk_warps * chip / columns, a.tokens / octet_tokens / 2 / least_chunk)};
     if (chunks.chunks < enough_chunks) {

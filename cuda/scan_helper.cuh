@@ -33,8 +33,12 @@ __host__ __device__ inline HelpedLegs helped_legs(int part, int begin, int end) 
 
 constexpr int helping_warps = 4;  // of a unit
 constexpr int helped_units = 3;   // of a block of helpers
-constexpr int most_strips = 2;    // of a unit
 static_assert(helping_warps * helped_units == helped_warps);
+// Strips of a unit, by the octets of a leg: halves of a column take two octets at a time.
+constexpr int most_strips = 2;
+constexpr int strips_of_unit(int octets) {
+    return most_strips / octets;
+}
 
 // How far a unit's relay and its helpers have come: zeros before the kernel begins.
 struct Progress {
@@ -85,7 +89,7 @@ __device__ inline void wait_for_count(const Lane& lane, const unsigned* number, 
 // A warp's part in helping a unit: of a strip, one of several pieces of the legs. `octets`: of a leg.
 template <typename T, int Rank, int octets>
 class Helper {
-    static constexpr int strips = 3 - octets;  // of a unit
+    static constexpr int strips = strips_of_unit(octets);
     static constexpr int pieces = helping_warps / strips;
     static constexpr int parts_of_strip = 3;
     using Own = Strip<T, Rank, parts_of_strip>;

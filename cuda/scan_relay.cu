@@ -12,6 +12,8 @@
 //
 // Inputs are fetched two turns ahead. A column's two directions are the blocks of a cluster and meet once, half-way: a
 // warp waits there for the other direction's y when it has all else of its first leg that is merged.
+//
+// Where relays leave multiprocessors idle, others may help them (scan_helper.cuh).
 #include "launch.h"
 #include "lowering_rules.h"
 #include "scan_helper.cuh"
@@ -79,6 +81,7 @@ __device__ void help_relays(const Scan& a, int block, unsigned memory) {
     const int units = a.batch * (a.channels / Leg<Rank, Half>::channels);
     const int unit = block / a.directions * helped_units + warp / helping_warps;
     if (unit >= units) return;
+    wait_for_predecessor();
     Own({a, units}, unit, block % a.directions, lane, warp, memory + common_room + warp * warp_room + own_room,
         warp_room)
         .run();
@@ -261,7 +264,7 @@ private:
         next_memory_ = memory_of((warp_ + 1) % warps_);
         States before = {}, behind, rate;
         receive(before, 0);
-        wait_for_count(lane_, &progress(direction()).told[part], 3 - Sizes::octets);
+        wait_for_count(lane_, &progress(direction()).told[part], strips_of_unit(Sizes::octets));
         load_rates(rate);
 #pragma unroll
         for (int i = 0; i < handed; ++i) {

@@ -47,7 +47,10 @@ public:
         CHECK_EQ(lowering.value(0).shape[0], 5);  // asked of the whole batch
         return rounds_;
     }
-    int lower(vimrt::Lowering& lowering, int node) override { return cpu_->lower(lowering, node); }
+    int lower(vimrt::Lowering& lowering, int node) override {
+        if (node == 0) alone.push_back(lowering.alone());
+        return cpu_->lower(lowering, node);
+    }
     void lower_copy(vimrt::Lowering& lowering, const vimrt::Operand& source, const vimrt::Operand& destination,
                     std::int64_t rows, std::int64_t columns) override {
         cpu_->lower_copy(lowering, source, destination, rows, columns);
@@ -55,6 +58,8 @@ public:
     std::unique_ptr<vimrt::Execution> prepare(const std::vector<vimrt::Step>& steps) override {
         return cpu_->prepare(steps);
     }
+
+    std::vector<bool> alone;  // what the lowering of each part said
 
 private:
     const Rounds rounds_;
@@ -126,6 +131,12 @@ TEST(rounds_and_branches_compute_what_a_batch_does) {
             for (std::size_t k = 0; k < whole[i].size(); ++k) CHECK(std::abs(results[i][k] - whole[i][k]) <= 1e-5F);
         }
     }
+}
+
+TEST(steps_are_alone_where_a_round_has_one_branch) {
+    CHECK(Run({}).backend.alone == std::vector<bool>{true});
+    CHECK(Run({{3}, {2}}).backend.alone == (std::vector<bool>{true, true}));
+    CHECK(Run({{2, 2}, {1}, {2, 5}}).backend.alone == (std::vector<bool>{false, false, true, false, false}));
 }
 
 TEST(rounds_take_turns_in_the_same_memory) {
