@@ -393,10 +393,16 @@ void check_before_scan(DType dtype, int width, int octets, int batch, int tokens
     BeforeScan a;
     front.describe(a, device_in, device_x_proj);
     a.octets = octets;
+    const DeviceArray room(1003, DType::F32);
+    a.zeros = static_cast<unsigned*>(room.data());
+    a.zeros_count = 999;
     CHECK(before_scan_takes(a, find_device(0)));
     before_scan(a, nullptr);
     require(cudaGetLastError());
     front.check(front.residual);
+    const std::vector<double> written = room.values();
+    CHECK(std::all_of(written.begin(), written.begin() + 999, [](double x) { return x == 0; }));
+    CHECK(std::all_of(written.begin() + 999, written.end(), [](double x) { return x != 0; }));  // as it was
 }
 
 TEST(before_scan_in_one) {

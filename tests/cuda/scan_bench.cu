@@ -36,8 +36,9 @@ constexpr Work works[] = {
 };
 
 float median_ms(const Scan& a, const ScanForm& form) {
+    const std::size_t zeros = scan_zeros(a, form);
     const float ms = EventTimer().median_ms(30, 21, [&] {
-        require(cudaMemsetAsync(a.chunk_states, 0, scan_zeros(a, form), nullptr));
+        if (zeros > 0) require(cudaMemsetAsync(a.chunk_states, 0, zeros, nullptr));
         bidirectional_scan(a, form, nullptr);
     });
     require(cudaGetLastError());
