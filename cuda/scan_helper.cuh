@@ -41,17 +41,16 @@ constexpr int strips_of_unit(int octets) {
 }
 
 // How far a unit's relay and its helpers have come: zeros before the kernel begins.
-struct Progress {
+struct alignas(16) Progress {
     unsigned begun[helped_parts];  // whether the states in front of the helpers' legs are there
     unsigned told[helped_parts];   // strips of which it is known what those legs do to them
     unsigned relay_done;           // warps that have stored all y of their own that are merged later
     unsigned helpers_done;
-    unsigned padding[2];
 };
 // What they tell each other, by lanes of strips: states, and what happens to them.
 struct Mail {
     float4 before[helped_parts][most_strips][warp_size];
-    StripChange change[helped_parts][most_strips][warp_size];
+    StateChange change[helped_parts][most_strips][warp_size];
 };
 
 // Of Scan::chunk_states: the progress of all units, direction by direction of each, and then their mail.
@@ -91,7 +90,6 @@ template <typename T, int Rank, int octets>
 class Helper {
     static constexpr int strips = strips_of_unit(octets);
     static constexpr int pieces = helping_warps / strips;
-    static constexpr int parts_of_strip = 3;
     using Own = Strip<T, Rank, parts_of_strip>;
 
 public:
@@ -162,7 +160,7 @@ private:
         Own strip = strip_from(begin);
         strip.template begin<Part::States>();
         strip.template take<Part::States>(end - begin);
-        const StripChange own = strip.change();
+        const StateChange own = strip.change();
         if (p > 0) meet_unit();  // all have read those of the part before
         store_shared(added_at(piece_), own.added);
         store_shared(time_at(piece_), own.time);
@@ -171,11 +169,11 @@ private:
         strip.begin_with({0, 0, 0, 0});
         float time = 0;
         for (int piece = 0; piece < pieces; ++piece) {
-            const StripChange change = load_change(piece);
+            const StateChange change = load_change(piece);
             strip.apply(change);
             time += change.time;
         }
-        mail_.change[p][strip_][lane_.index] = strip.change_of(time);
+        mail_.change[p][strip_][lane_.index] = {strip.states(), time};
         __syncwarp();
         if (lane_.index == 0) count_up(&progress_.told[p]);
     }
@@ -188,7 +186,7 @@ private:
     __device__ unsigned time_at(int piece) const {
         return memory_ + (piece - piece_) * strips * room_ + Own::bytes + warp_size * 16 + lane_.index * 4;
     }
-    __device__ StripChange load_change(int piece) const {
+    __device__ StateChange load_change(int piece) const {
         return {load_shared<float4>(added_at(piece)), load_shared<float>(time_at(piece))};
     }
 

@@ -64,6 +64,25 @@ __device__ inline void store_four(unsigned to, const float (&from)[4]) {
 
 using States = float[2][lane_states];
 
+// What tokens do to a channel's states, of which a lane has four: what they add to them, from zero, and for how long
+// those before decay.
+struct StateChange {
+    float4 added;
+    float time;
+};
+__device__ inline void apply_change(const StateChange& change, const float (&rate)[lane_states],
+                                    float (&state)[lane_states]) {
+    const float added[lane_states] = {change.added.x, change.added.y, change.added.z, change.added.w};
+#pragma unroll
+    for (int n = 0; n < lane_states; ++n) state[n] = fmaf(exp2_fast(change.time * rate[n]), state[n], added[n]);
+}
+// A channel's time, of which the four lanes with its states have a part each.
+__device__ inline float sum_of_parts(float time) {
+    time += __shfl_xor_sync(all_lanes, time, 1);
+    time += __shfl_xor_sync(all_lanes, time, 2);
+    return time;
+}
+
 // Calls function(i, n) for every state of a lane.
 template <typename F>
 __device__ void for_each_state(const F& function) {

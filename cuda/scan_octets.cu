@@ -70,9 +70,7 @@ public:
         for (int i = 0; i < 2; ++i) {
             const float(&s)[4] = state_[i];
             change.added[i][lane_.index] = float4{s[0], s[1], s[2], s[3]};
-            float time = time_[i];
-            time += __shfl_xor_sync(all_lanes, time, 1);
-            time += __shfl_xor_sync(all_lanes, time, 2);
+            const float time = sum_of_parts(time_[i]);
             if (lane_.q == 0) change.time[lane_.g + 8 * i] = time;
         }
     }
@@ -80,11 +78,7 @@ public:
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const float time = change.time[lane_.g + 8 * i];
-            const float4 four = change.added[i][lane_.index];
-            const float added[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-            for (int n = 0; n < lane_states; ++n)
-                state_[i][n] = fmaf(exp2_fast(time * rate_[i][n]), state_[i][n], added[n]);
+            apply_change({change.added[i][lane_.index], time}, rate_[i], state_[i]);
         }
     }
 

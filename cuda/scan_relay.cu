@@ -241,7 +241,7 @@ private:
     }
 
     // Takes the warp's legs of a part of the walk, up to step `end`: those in front of its helpers' but for the last,
-    // that one, and those behind.
+    // that one, and those behind. In rounds, for the code of a leg to be there once.
     template <bool Merged>
     __device__ void take_part(int& step, int end, int part) {
         const HelpedLegs helped = left_out();

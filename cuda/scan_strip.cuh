@@ -11,17 +11,7 @@ namespace vimrt::cuda {
 
 constexpr int strip_channels = column_channels / 2;
 
-// What octets of a strip do to a lane's states: what they add to them, from zero, and for how long those before decay.
-struct StripChange {
-    float4 added;
-    float time;
-};
-__device__ inline void apply_change(const StripChange& change, const float (&rate)[lane_states],
-                                    float (&state)[lane_states]) {
-    const float added[lane_states] = {change.added.x, change.added.y, change.added.z, change.added.w};
-#pragma unroll
-    for (int n = 0; n < lane_states; ++n) state[n] = fmaf(exp2_fast(change.time * rate[n]), state[n], added[n]);
-}
+constexpr int parts_of_strip = 3;  // where a quarter of a multiprocessor has several
 
 // `parts`: of a warp's shared memory, for octets in turn, and so many are fetched ahead.
 template <typename T, int Rank, int parts>
@@ -168,11 +158,11 @@ public:
     }
 
     // The lane's states, to a warp that goes on with the strip, or from one.
-    __device__ void leave_states(unsigned to) const {
-        store_four(to + lane_.index * 16, state_);
+    __device__ float4 states() const {
+        return {state_[0], state_[1], state_[2], state_[3]};
     }
-    __device__ void take_states(unsigned from) {
-        load_four(from + lane_.index * 16, state_);
+    __device__ void begin_with(const float4& states) {
+        state_[0] = states.x, state_[1] = states.y, state_[2] = states.z, state_[3] = states.w;
     }
 
     // Takes so many octets.
@@ -183,19 +173,10 @@ public:
     }
 
     // What the octets that Part::States took do to states, which began as zero: the lane's share.
-    __device__ StripChange change() const {
-        float time = time_;
-        time += __shfl_xor_sync(all_lanes, time, 1);
-        time += __shfl_xor_sync(all_lanes, time, 2);
-        return change_of(time);
+    __device__ StateChange change() const {
+        return {states(), sum_of_parts(time_)};
     }
-    __device__ StripChange change_of(float time) const {
-        return {{state_[0], state_[1], state_[2], state_[3]}, time};
-    }
-    __device__ void begin_with(const float4& states) {
-        state_[0] = states.x, state_[1] = states.y, state_[2] = states.z, state_[3] = states.w;
-    }
-    __device__ void apply(const StripChange& change) {
+    __device__ void apply(const StateChange& change) {
         apply_change(change, rate_, state_);
     }
 

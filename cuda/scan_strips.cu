@@ -16,7 +16,6 @@ namespace {
 
 constexpr int warps_of_block = 4;
 constexpr int blocks_of_multiprocessor = 3;  // by the registers that leaves a thread
-constexpr int parts_of_strip = 3;
 
 template <typename T, int Rank>
 __global__ void __launch_bounds__(warps_of_block* warp_size, blocks_of_multiprocessor)
@@ -120,7 +119,7 @@ __global__ void __launch_bounds__(trio_warps* warp_size, 1) scan_trios_of(const 
     if (begin < end) strip.template begin<Part::Plain>();
     if (begin > 0) {
         wait_at(move - move_bytes, 0);
-        strip.take_states(move - move_bytes + 16);
+        strip.begin_with(load_shared<float4>(move - move_bytes + 16 + lane.index * 16));
     }
     const int plain = strip.template plain_octets<One>();
     strip.template take<Part::Plain>(min(end, plain) - begin);
@@ -132,7 +131,7 @@ __global__ void __launch_bounds__(trio_warps* warp_size, 1) scan_trios_of(const 
     if (first < end) strip.begin_merging(image, strip_of_image, first);
     strip.template take<Part::Merged>(end - first);
     if (real && end < octets) {
-        strip.leave_states(move + 16);
+        store_shared(move + 16 + lane.index * 16, strip.states());
         arrive_at(move);
     }
     __syncthreads();

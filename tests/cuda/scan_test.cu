@@ -304,8 +304,7 @@ TEST(scans_with_helpers_on_many_streams) {
         cudaStream_t stream{};
         DeviceArray y, merged, room;
     };
-    a.merged = &a;  // whether, not where
-    for (const ScanForm& form : scan_forms(a, device())) {
+    for (const ScanForm& form : forms_of(s)) {
         if (!form.helped) continue;
         std::vector<std::unique_ptr<Stream>> streams;
         const auto stored = static_cast<std::size_t>(scan_elements(s.tokens, s.channels, s.order));
@@ -386,14 +385,20 @@ TEST(the_form_fits_every_device) {
     }
 }
 
-TEST(helpers_are_taken_where_they_were_measured) {
+// What the device is that forms were measured on.
+DeviceProperties measured_device() {
     DeviceProperties hopper;
     hopper.multiprocessors = 132;
     hopper.shared_bytes_per_block = 227 * 1024;
     hopper.clusters = hopper.warpgroup_products = true;
+    return hopper;
+}
+
+TEST(helpers_are_taken_where_they_were_measured) {
+    const DeviceProperties hopper = measured_device();
     const auto helped = [&](int batch, int tokens, int channels, int rank, int wanted = -1) {
         Scan a = scan_of({batch, tokens, channels, 16, rank, DType::F16, 2, true, true, ScanOrder::Octets, wanted});
-        a.merged = &hopper;  // whether, not where
+        a.merged = &a;  // whether, not where
         CHECK(!choose_scan_form(a, hopper).helped);
         return choose_scan_form(a, hopper, true).helped;
     };
@@ -406,15 +411,12 @@ TEST(helpers_are_taken_where_they_were_measured) {
 }
 
 TEST(a_batch_has_rounds_and_branches_where_they_were_measured) {
-    DeviceProperties hopper;
-    hopper.multiprocessors = 132;
-    hopper.shared_bytes_per_block = 227 * 1024;
-    hopper.clusters = hopper.warpgroup_products = true;
+    const DeviceProperties hopper = measured_device();
     DeviceProperties other = hopper;
     other.warpgroup_products = false;
     const auto describe = [&](int batch, int tokens, int channels, int rank) {
         Scan a = scan_of({batch, tokens, channels, 16, rank, DType::F16, 2, true, true, ScanOrder::Octets});
-        a.merged = &hopper;  // whether, not where
+        a.merged = &a;  // whether, not where
         return a;
     };
     const auto branches = [&](int batch, int tokens, int channels, int rank) {
