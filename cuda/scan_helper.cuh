@@ -79,6 +79,12 @@ constexpr __host__ __device__ unsigned helper_blocks(int units, int directions) 
     return static_cast<unsigned>((units + helped_units - 1) / helped_units * directions);
 }
 
+// A warp adds one to a number: what its lanes wrote before can be read by whoever waits for it.
+__device__ inline void count_up(const Lane& lane, unsigned* number) {
+    __syncwarp();
+    if (lane.index == 0) count_up(number);
+}
+
 // A warp waits until a number that others count up is `count` or more.
 __device__ inline void wait_for_count(const Lane& lane, const unsigned* number, unsigned count) {
     if (lane.index == 0) wait_for_count(number, count);
@@ -145,8 +151,7 @@ private:
         for (int before = 0; before < piece_; ++before) strip.apply(load_change(before));
         if constexpr (part == Part::Plain) {
             strip.template take<Part::Plain>(end - begin);
-            __syncwarp();
-            if (lane_.index == 0) count_up(&progress_.helpers_done);
+            count_up(lane_, &progress_.helpers_done);
         } else {
             wait_for_count(lane_, &other_.relay_done, helped_warps);
             wait_for_count(lane_, &other_.helpers_done, helping_warps);
@@ -174,8 +179,7 @@ private:
             time += change.time;
         }
         mail_.change[p][strip_][lane_.index] = {strip.states(), time};
-        __syncwarp();
-        if (lane_.index == 0) count_up(&progress_.told[p]);
+        count_up(lane_, &progress_.told[p]);
     }
     __device__ void meet_unit() const { meet(1 + group_, helping_warps * warp_size); }
 

@@ -146,8 +146,7 @@ public:
         take_part<false>(step, plain, 0);
         arrive_at_cluster();
         take_leg<true, true>(step);
-        __syncwarp();
-        if (lane_.index == 0) count_up(&progress(direction()).relay_done);
+        count_up(lane_, &progress(direction()).relay_done);
         step += warps_;
         take_part<true>(step, legs(), 1);
     }
@@ -279,8 +278,7 @@ private:
             const float(&s)[lane_states] = before[i];
             room_.mail(unit_, direction()).before[part][0][place_in_mail(i)] = float4{s[0], s[1], s[2], s[3]};
         }
-        __syncwarp();
-        if (lane_.index == 0) count_up(&progress(direction()).begun[part]);
+        count_up(lane_, &progress(direction()).begun[part]);
     }
     // Where a lane's states of its rows g + 8 i lie among those of strips.
     __device__ int place_in_mail(int i) const {
