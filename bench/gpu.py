@@ -73,12 +73,13 @@ TARGETS = (
 )
 #: The smallest side from which on Ti, with a batch that fills the card, beats DeiT: must be, and should be.
 CROSSING, CROSSING_AIM = 512, 256
-#: Those batches. The plot draws them too.
+#: Those batches. The plot draws them too. Where a scan takes few turns they are full ones, of eleven images on an H100
+#: (docs/performance.md, "Rounds").
 FILLING = tuple(
     Row("tiny", side, batch)
     for side, batch in (
-        *((224, 128), (256, 128), (384, 64), (512, 32), (640, 32), (768, 24)),
-        *((1024, 8), (1248, 8), (2048, 4), (3072, 2), (4096, 1)),
+        *((224, 128), (256, 128), (384, 64), (512, 32), (640, 33), (768, 22), (832, 22), (896, 22)),
+        *((1024, 11), (1248, 8), (2048, 4), (3072, 2), (4096, 1)),
     )
 )
 PROFILED = (*(target.row for target in TARGETS), Row("small", 1248, 1))
