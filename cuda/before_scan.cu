@@ -490,11 +490,12 @@ private:
 template <typename T, int Width, int Octets>
 __global__ void __launch_bounds__(threads, 1) before_scan_of(const __grid_constant__ BeforeScan a) {
     extern __shared__ float4 shared[];
-    let_successor_begin();
     const int runs = ((a.behind.conv.tokens + octet_tokens - 1) / octet_tokens + Octets - 1) / Octets;
     const int index = static_cast<int>(blockIdx.x);
     Run<T, Width, Octets> run(a, index / runs, index % runs * Octets, shared_address(shared));
     run.take();
+    // Not before: the scan's blocks would be set up where runs of this kernel are still to come.
+    let_successor_begin();
 }
 
 // Calls function.operator()<T, Width, Octets>() with the kernel's.

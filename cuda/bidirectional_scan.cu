@@ -691,6 +691,7 @@ public:
         fused_.weight = packed_x_proj(lowering_, scan_, sizes_, own_, target_.dtype, " for before_scan",
                                       [&](std::int64_t i) { return before_scan_x_proj_element(fused_.features, i); });
         step.behind = {conv_, fused_, projected_};
+        step_.fixed.let_begin_last = true;
         if (const std::size_t bytes = scan_zeros(step_.fixed, step_.form); bytes > 0) {
             step.zeros = step_.chunk_states;
             step.fixed.zeros_count = static_cast<int>(bytes / sizeof(unsigned));

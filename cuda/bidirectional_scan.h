@@ -71,6 +71,7 @@ struct Scan {
     int states = 0;                // 16, 32 or 64: fewer are padded with states whose B is zero
     int rank = 0;                  // a multiple of 16, padded with zeros
     DType dtype = DType::F32;      // of c, projected, dt_weight, z, y and merged
+    bool let_begin_last = false;   // the kernel in front lets the scan be set up when its own blocks end
     void* chunk_states = nullptr;  // scan_room() bytes, whose first scan_zeros() are zeros before a run
 };
 

@@ -753,8 +753,8 @@ std::size_t scan_relay_zeros(const Scan& a, const ScanForm& form) {
     return form.helped ? HelperRoom::progress_bytes(units_of(a, form) * a.directions) : 0;
 }
 
-// Set up early, a relay of few tokens begins sooner; one of many runs slower (measured, not explained): a run of Ti
-// with one image of 224² takes 0.466 ms instead of 0.486, with one of 1248² 2.39 instead of 2.29.
+// Set up early, a relay begins sooner. But where the kernel in front has many blocks and lets it begin with its first
+// ones, relays crowd on the multiprocessors that come free: one image of B at 1248² takes 2% longer then.
 constexpr int early_tokens = 1024;
 
 void scan_relay(const Scan& a, const ScanForm& form, cudaStream_t stream) {
@@ -763,7 +763,7 @@ void scan_relay(const Scan& a, const ScanForm& form, cudaStream_t stream) {
             launch("scan_relay", scan_relay_of<T, Rank, Half, Brief, Helped>,
                    {blocks_of(a, form), static_cast<unsigned>(form.warps * warp_size),
                     static_cast<std::size_t>(block_bytes(form.warps)), static_cast<unsigned>(a.directions),
-                    a.tokens <= early_tokens, Helped},
+                    a.tokens <= early_tokens || a.let_begin_last, Helped},
                    stream, a);
         });
     });
