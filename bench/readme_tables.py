@@ -97,7 +97,7 @@ def gpu_block(document: Document, authors: Document, path: str) -> list[str]:
         "The floor is the scan's exponentials and the matrix products' operations at this card's measured rates"
         f"{at}. Memory is",
         "the peak above weights and input, by the plan and by PyTorch's allocator; the driver's count is in the file.",
-        f"`python bench/gpu.py` prints the table; this one is `{path}`.",
+        f"`python bench/gpu.py` prints the table; this one is `{path}`, which has each row's commit and date.",
     ]
 
 

@@ -54,7 +54,7 @@ __device__ inline void wait_for_predecessor() {
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-// The kernel behind may be set up where there is room.
+// The kernel behind may be set up where there is room, once all blocks of this one have said so or are done.
 __device__ inline void let_successor_begin() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
