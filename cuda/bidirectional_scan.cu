@@ -39,6 +39,20 @@ constexpr int strips_rank = 32;
 // With few tokens there is little to share out.
 constexpr int few_tokens = 1024;
 
+// Warps of several blocks get on unevenly, as a scheduler prefers those of the oldest. That does no harm as long as
+// others take the places of those that are done. Where all there are fit on the chip at once, a block has all of a
+// multiprocessor's, which are done at about the same time: such forms, and what they take of columns of all directions.
+struct FullBlocks {
+    ScanForm form;
+    int columns;
+};
+constexpr FullBlocks full_blocks[] = {{{ScanForm::Strips, 0, 8}, 4},
+                                      {{ScanForm::Strips, 0, 12}, 6},
+                                      {{ScanForm::Strips, 0, 16}, 8},
+                                      {{ScanForm::Octets, 0, 12}, 12},
+                                      {{ScanForm::Octets, 0, 16}, 16}};
+constexpr double full_blocks_taken = 0.9;  // or more of the chip's places
+
 // Trios serve where most multiprocessors have those of both directions, six halves of columns, and none has more.
 constexpr double trio_columns = 3;
 
@@ -109,7 +123,8 @@ constexpr double full_of_trios = 0.95;
 
 // While the scan of one branch leaves multiprocessors idle, as at its end, others' steps have them. That serves whole
 // columns and strips where each of two branches still has many turns, and relays of many tokens where columns are about
-// two for each multiprocessor at most, in branches of as many as an image of Vim-S has, or fewer.
+// two for each multiprocessor at most, in branches of as many as an image of Vim-S has, or fewer. Full blocks of few
+// tokens are done at one time.
 constexpr double branch_turns = 4;
 constexpr int branch_tokens = 2048;
 constexpr double most_branched_columns = 2.2, branch_columns = 0.72;  // for each multiprocessor
@@ -121,6 +136,11 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
     const ScanForm whole{ScanForm::Octets}, strips{ScanForm::Strips}, wide{ScanForm::Columns};
     const ScanForm relay{ScanForm::Relay, 0, 4};
     const double turns = turns_of(columns, device);
+    for (const FullBlocks& full : full_blocks) {
+        const double taken = static_cast<double>(columns) / (full.columns * chip);
+        const bool serves = full.form.kind == ScanForm::Octets || a.tokens > few_tokens;
+        if (serves && taken >= full_blocks_taken && taken <= 1) return {full.form, strips, whole, wide};
+    }
     const bool columns_serve = are_turns_taken(turns), strips_serve = are_turns_taken(2 * turns);
     if (columns_serve && (turns >= many_turns || a.rank > strips_rank)) return {whole, wide};
     if (strips_serve) return {strips, relay, whole, wide};
@@ -171,9 +191,9 @@ bool scan_takes(const Scan& a, const ScanForm& form, const DeviceProperties& dev
             return scan_columns_takes(a) &&
                    scan_columns_shared_bytes(a) <= static_cast<std::size_t>(device.shared_bytes_per_block);
         case ScanForm::Octets:
-            return scan_octets_takes(a) && 2 * form.chunks <= a.tokens / octet_tokens;
+            return scan_octets_takes(a, form.warps) && 2 * form.chunks <= a.tokens / octet_tokens;
         case ScanForm::Strips:
-            return scan_strips_takes(a);
+            return scan_strips_takes(a, form.warps, device);
         case ScanForm::Trios:
             return scan_trios_takes(a, device);
         case ScanForm::Relay:
@@ -189,6 +209,7 @@ std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device) 
     for (const int warps : {4, 12}) forms.push_back({ScanForm::Halves, 0, warps});
     for (const auto kind : {ScanForm::Relay, ScanForm::Halves}) forms.push_back({kind, 0, 12, true});
     for (const int chunks : {0, 1, 2, 7, 14, 28}) forms.push_back({ScanForm::Octets, chunks});
+    for (const FullBlocks& full : full_blocks) forms.push_back(full.form);
     std::erase_if(forms, [&](const ScanForm& form) { return !scan_takes(a, form, device); });
     return forms;
 }
@@ -225,9 +246,10 @@ int scan_branches(const Scan& a, const DeviceProperties& device) {
     const int columns = columns_of_all(a);
     const ScanForm form = choose_scan_form(a, device);
     const bool whole = (form.kind == ScanForm::Octets && form.chunks == 0) || form.kind == ScanForm::Strips;
+    const bool at_one_time = form.kind == ScanForm::Octets && form.warps > 0 && a.tokens <= few_tokens;
     const bool relays = form.kind == ScanForm::Relay || form.kind == ScanForm::Halves;
     int branches = 1;
-    if (whole && turns_of(columns, device) >= branch_turns) branches = 2;
+    if (whole && !at_one_time && turns_of(columns, device) >= branch_turns) branches = 2;
     if (relays && a.tokens >= branch_tokens && columns <= most_branched_columns * chip)
         branches = std::max(2, static_cast<int>(columns / (branch_columns * chip)));
     return std::min(branches, a.batch);
@@ -248,9 +270,9 @@ void bidirectional_scan(const Scan& a, const ScanForm& form, cudaStream_t stream
         case ScanForm::Columns:
             return scan_columns(a, stream);
         case ScanForm::Octets:
-            return scan_octets(a, form.chunks, stream);
+            return scan_octets(a, form, stream);
         case ScanForm::Strips:
-            return scan_strips(a, stream);
+            return scan_strips(a, form, stream);
         case ScanForm::Trios:
             return scan_trios(a, stream);
         case ScanForm::Relay:

@@ -89,7 +89,8 @@ struct ScanForm {
     Kind kind = Channels;
     int chunks = 0;  // of each half of a walk by octets, whose states are computed beforehand: more exponentials, but
                      // more to do at once; 0: whole
-    int warps = 0;   // of a relay
+    int warps = 0;   // of a relay; of octets and strips, those of a block, where it is to have a multiprocessor for
+                     // itself: they get on evenly, and are done at one time; 0: as few as may be
     bool helped = false;  // a relay, by blocks on multiprocessors that relays leave idle
 
     friend bool operator==(const ScanForm&, const ScanForm&) = default;
@@ -125,13 +126,13 @@ void scan_columns(const Scan& a, cudaStream_t stream);
 std::size_t scan_columns_shared_bytes(const Scan& a);
 
 // scan_octets.cu: ScanOrder::Octets, 16-bit storage, 16 states, the published models' ranks, results merged.
-bool scan_octets_takes(const Scan& a);
-void scan_octets(const Scan& a, int chunks, cudaStream_t stream);
+bool scan_octets_takes(const Scan& a, int warps = 0);
+void scan_octets(const Scan& a, const ScanForm& form, cudaStream_t stream);
 std::size_t scan_octets_chunk_bytes(const Scan& a, int chunks);
 
 // scan_strips.cu: the same.
-bool scan_strips_takes(const Scan& a);
-void scan_strips(const Scan& a, cudaStream_t stream);
+bool scan_strips_takes(const Scan& a, int warps, const DeviceProperties& device);
+void scan_strips(const Scan& a, const ScanForm& form, cudaStream_t stream);
 // The same of both directions, compute capability 9.0 or newer.
 bool scan_trios_takes(const Scan& a, const DeviceProperties& device);
 void scan_trios(const Scan& a, cudaStream_t stream);

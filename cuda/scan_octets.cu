@@ -5,6 +5,8 @@
 // Where columns do not fill the chip, each half of their walks is cut into chunks. A first kernel takes every chunk
 // from states of zero; the chunks of the first half, then those of the second, begin with the states that follow from
 // those of the chunks before.
+#include <algorithm>
+
 #include "launch.h"
 #include "lowering_rules.h"
 #include "scan_octet.cuh"
@@ -13,8 +15,9 @@ namespace vimrt::cuda {
 
 namespace {
 
-constexpr int warps_of_block = 2;
-constexpr int blocks_of_multiprocessor = 8;  // by the registers that leaves a thread
+constexpr int warps_of_block = 2;            // at least
+constexpr int most_warps_of_block = 16;      // of whole walks
+constexpr int blocks_of_multiprocessor = 8;  // by the registers that leaves a thread, of chunks
 // Of a lane's eight exponentials of a token, those that the multipliers compute, as was measured (docs/performance.md).
 constexpr int polynomials(int rank) {
     return rank == 32 ? 0 : 1;
@@ -201,15 +204,14 @@ private:
 };
 
 template <typename T, int Rank>
-__global__ void __launch_bounds__(warps_of_block* warp_size, blocks_of_multiprocessor)
-    scan_octets_of(const __grid_constant__ Scan a) {
+__global__ void __launch_bounds__(most_warps_of_block* warp_size, 1) scan_octets_of(const __grid_constant__ Scan a) {
     extern __shared__ float4 shared[];
     wait_for_predecessor();
     let_successor_begin();
     const Lane lane(static_cast<int>(threadIdx.x));
     const int warp = static_cast<int>(threadIdx.x) / warp_size;
-    const int columns = a.channels / column_channels;
-    const int index = static_cast<int>(blockIdx.x) * (warps_of_block / a.directions) + warp / a.directions;
+    const int columns = a.channels / column_channels, warps = static_cast<int>(blockDim.x) / warp_size;
+    const int index = static_cast<int>(blockIdx.x) * (warps / a.directions) + warp / a.directions;
     const bool real = index < a.batch * columns;
     const int own = real ? index : 0;
     Walk<T, Rank> walk(a, own / columns, own % columns, warp % a.directions, lane,
@@ -274,39 +276,43 @@ __global__ void __launch_bounds__(warps_of_block* warp_size, blocks_of_multiproc
 }
 
 template <int Rank, typename Kernel, typename... Arguments>
-void start(Kernel kernel, unsigned blocks, bool early, const Scan& a, cudaStream_t stream, Arguments... arguments) {
+void start(Kernel kernel, unsigned blocks, int warps, bool early, const Scan& a, cudaStream_t stream,
+           Arguments... arguments) {
     if (blocks == 0) return;
-    const Grid grid{blocks, warps_of_block * warp_size,
-                    static_cast<std::size_t>(warps_of_block * Column<__half, Rank>::bytes), 1, early};
+    const Grid grid{blocks, static_cast<unsigned>(warps * warp_size),
+                    static_cast<std::size_t>(warps * Column<__half, Rank>::bytes), 1, early};
     launch("scan_octets", kernel, grid, stream, a, arguments...);
 }
 
 }  // namespace
 
-bool scan_octets_takes(const Scan& a) {
-    return takes_octets(a);
+bool scan_octets_takes(const Scan& a, int warps) {
+    return takes_octets(a) && warps <= most_warps_of_block && warps % 2 == 0;
 }
 
 std::size_t scan_octets_chunk_bytes(const Scan& a, int chunks) {
     return chunks == 0 ? 0 : sizeof(ChunkChange) * static_cast<std::size_t>(2 * chunks - 1) * Chunk::count(a);
 }
 
-void scan_octets(const Scan& a, int chunks, cudaStream_t stream) {
+void scan_octets(const Scan& a, const ScanForm& form, cudaStream_t stream) {
     with_rank(a, [&]<typename T, int Rank>() {
+        const int chunks = form.chunks;
         if (chunks == 0) {
-            const int columns = Chunk::count(a) / a.directions;
+            const int columns = Chunk::count(a) / a.directions, warps = std::max(warps_of_block, form.warps);
             // Set up early, blocks crowd on the multiprocessors that come free first. Where they do not fill the chip
             // some whole times that costs up to a sixth of a run; otherwise it saves less than a hundredth.
-            return start<Rank>(scan_octets_of<T, Rank>, blocks_for(columns, warps_of_block / a.directions), false, a,
+            return start<Rank>(scan_octets_of<T, Rank>, blocks_for(columns, warps / a.directions), warps, false, a,
                                stream);
         }
         const int all = 2 * chunks, first = Chunk::first(a, chunks);
         const auto blocks = [&](int count) { return blocks_for(Chunk::count(a) * count, warps_of_block); };
-        start<Rank>(scan_chunks_of<T, Rank, Part::States>, blocks(all - 1 - first), true, a, stream, chunks, first,
-                    all - 1);
+        start<Rank>(scan_chunks_of<T, Rank, Part::States>, blocks(all - 1 - first), warps_of_block, true, a, stream,
+                    chunks, first, all - 1);
         if (first == 0)
-            start<Rank>(scan_chunks_of<T, Rank, Part::Plain>, blocks(chunks), true, a, stream, chunks, 0, chunks);
-        start<Rank>(scan_chunks_of<T, Rank, Part::Merged>, blocks(chunks), true, a, stream, chunks, chunks, all);
+            start<Rank>(scan_chunks_of<T, Rank, Part::Plain>, blocks(chunks), warps_of_block, true, a, stream, chunks,
+                        0, chunks);
+        start<Rank>(scan_chunks_of<T, Rank, Part::Merged>, blocks(chunks), warps_of_block, true, a, stream, chunks,
+                    chunks, all);
     });
 }
 

@@ -6,6 +6,8 @@
 // two. Where there are one and a half for each, the quarters that have one would be idle until those with two are done.
 // So three strips of a direction share two quarters, as a trio: they move from warp to warp, such that each has a
 // quarter for itself for as long as the others.
+#include <algorithm>
+
 #include "launch.h"
 #include "lowering_rules.h"
 #include "scan_strip.cuh"
@@ -14,19 +16,18 @@ namespace vimrt::cuda {
 
 namespace {
 
-constexpr int warps_of_block = 4;
-constexpr int blocks_of_multiprocessor = 3;  // by the registers that leaves a thread
+constexpr int warps_of_block = 4;  // at least
+constexpr int most_warps_of_block = 16;
 
 template <typename T, int Rank>
-__global__ void __launch_bounds__(warps_of_block* warp_size, blocks_of_multiprocessor)
-    scan_strips_of(const __grid_constant__ Scan a) {
+__global__ void __launch_bounds__(most_warps_of_block* warp_size, 1) scan_strips_of(const __grid_constant__ Scan a) {
     extern __shared__ float4 shared[];
     wait_for_predecessor();
     let_successor_begin();
     const Lane lane(static_cast<int>(threadIdx.x));
     const int warp = static_cast<int>(threadIdx.x) / warp_size;
-    const int strips = a.channels / strip_channels;
-    const int index = static_cast<int>(blockIdx.x) * (warps_of_block / a.directions) + warp / a.directions;
+    const int strips = a.channels / strip_channels, warps = static_cast<int>(blockDim.x) / warp_size;
+    const int index = static_cast<int>(blockIdx.x) * (warps / a.directions) + warp / a.directions;
     const bool real = index < a.batch * strips;
     const int own = real ? index : 0;
     using Own = Strip<T, Rank, parts_of_strip>;
@@ -140,12 +141,17 @@ __global__ void __launch_bounds__(trio_warps* warp_size, 1) scan_trios_of(const 
 
 }  // namespace
 
-bool scan_strips_takes(const Scan& a) {
-    return takes_octets(a) && a.z_stride % 8 == 0;
+bool scan_strips_takes(const Scan& a, int warps, const DeviceProperties& device) {
+    if (!takes_octets(a) || a.z_stride % 8 != 0 || warps > most_warps_of_block || warps % 4 != 0) return false;
+    bool fits = false;
+    with_rank(a, [&]<typename T, int Rank>() {
+        fits = std::max(warps_of_block, warps) * Strip<T, Rank, parts_of_strip>::bytes <= device.shared_bytes_per_block;
+    });
+    return fits;
 }
 
 bool scan_trios_takes(const Scan& a, const DeviceProperties& device) {
-    if (!device.clusters || !scan_strips_takes(a) || a.directions != 2) return false;
+    if (!device.clusters || !scan_strips_takes(a, 0, device) || a.directions != 2) return false;
     bool fits = false;
     with_rank(a, [&]<typename T, int Rank>() { fits = trios_bytes<T, Rank>() <= device.shared_bytes_per_block; });
     return fits;
@@ -160,12 +166,13 @@ void scan_trios(const Scan& a, cudaStream_t stream) {
     });
 }
 
-void scan_strips(const Scan& a, cudaStream_t stream) {
+void scan_strips(const Scan& a, const ScanForm& form, cudaStream_t stream) {
     with_rank(a, [&]<typename T, int Rank>() {
-        const int strips = a.batch * (a.channels / strip_channels), of_block = warps_of_block / a.directions;
+        const int warps = std::max(warps_of_block, form.warps);
+        const int strips = a.batch * (a.channels / strip_channels);
         launch("scan_strips", scan_strips_of<T, Rank>,
-               {blocks_for(strips, of_block), warps_of_block * warp_size,
-                static_cast<std::size_t>(warps_of_block * Strip<T, Rank, parts_of_strip>::bytes), 1, false},
+               {blocks_for(strips, warps / a.directions), static_cast<unsigned>(warps * warp_size),
+                static_cast<std::size_t>(warps * Strip<T, Rank, parts_of_strip>::bytes), 1, false},
                stream, a);
     });
 }

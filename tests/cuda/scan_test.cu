@@ -410,6 +410,29 @@ TEST(helpers_are_taken_where_they_were_measured) {
     CHECK(!helped(1, 6085, 384, 16, 3042));  // one token alone is wanted
 }
 
+TEST(full_blocks_are_taken_where_they_were_measured) {
+    const DeviceProperties hopper = measured_device();
+    const auto form_of = [&](int batch, int tokens, int channels, int rank) {
+        Scan a = scan_of({batch, tokens, channels, 16, rank, DType::F16, 2, true, true, ScanOrder::Octets});
+        a.merged = &a;  // whether, not where
+        const ScanForm form = choose_scan_form(a, hopper);
+        DeviceProperties small = hopper;
+        small.shared_bytes_per_block = 32 * 1024;  // no room for a multiprocessor's strips
+        if (form.kind == ScanForm::Strips) CHECK(choose_scan_form(a, small) == ScanForm{ScanForm::Strips});
+        return form;
+    };
+    CHECK(form_of(11, 4097, 384, 16) == (ScanForm{ScanForm::Strips, 0, 8}));
+    CHECK(form_of(8, 2305, 768, 32) == (ScanForm{ScanForm::Strips, 0, 12}));
+    CHECK(form_of(22, 2305, 384, 16) == (ScanForm{ScanForm::Strips, 0, 16}));
+    CHECK(form_of(20, 2305, 384, 16) == (ScanForm{ScanForm::Strips, 0, 16}));
+    CHECK(form_of(18, 2305, 384, 16).warps == 0);  // a fifth of the places would be empty
+    CHECK(form_of(23, 2305, 384, 16).warps == 0);  // not all are there at once
+    CHECK(form_of(8, 6085, 1536, 48) == (ScanForm{ScanForm::Octets, 0, 12}));
+    CHECK(form_of(44, 197, 384, 16) == (ScanForm{ScanForm::Octets, 0, 16}));
+    CHECK(form_of(22, 197, 384, 16).warps == 0);  // few tokens
+    CHECK(form_of(128, 197, 384, 16).warps == 0);
+}
+
 TEST(a_batch_has_rounds_and_branches_where_they_were_measured) {
     const DeviceProperties hopper = measured_device();
     DeviceProperties other = hopper;
@@ -433,6 +456,8 @@ TEST(a_batch_has_rounds_and_branches_where_they_were_measured) {
     CHECK(branches(8, 6085, 384, 16) == 1);  // trios fill the chip
     CHECK(branches(2, 1025, 384, 16) == 1);  // few tokens
     CHECK(branches(24, 197, 384, 16) == 1);  // half of it would leave quarters without a strip
+    CHECK(branches(44, 197, 384, 16) == 1);  // in full blocks
+    CHECK(branches(44, 2305, 384, 16) == 2);
     CHECK(branches(128, 197, 384, 16) == 2);
     CHECK(branches(128, 197, 1536, 48) == 2);
     const auto rounds = [&](int batch, int tokens, int channels, int rank) {
