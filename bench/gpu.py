@@ -73,8 +73,8 @@ TARGETS = (
 )
 #: The smallest side from which on Ti, with a batch that fills the card, beats DeiT: must be, and should be.
 CROSSING, CROSSING_AIM = 512, 256
-#: Those batches. The plot draws them too. Where a scan takes few turns they are full ones, of eleven images on an H100
-#: (docs/performance.md, "Rounds").
+#: Those batches. The plot draws them too. Where a scan takes few turns they are full ones, of 44 images on an H100, or
+#: of 22, of eight with trios (docs/performance.md, "Rounds").
 FILLING = tuple(
     Row("tiny", side, batch)
     for side, batch in (

@@ -1,6 +1,6 @@
 // The scan by octets (scan_octet.cuh), in 16-bit storage and ScanOrder::Octets: a warp takes a column of 16 channels of
 // one direction through octet after octet. What an octet needs besides its states is done between the tokens of the one
-// before it. A column's two directions are neighbours in a block and meet once, half-way.
+// before it. A column's two directions are neighbours in a block, whose warps meet once, half-way.
 //
 // Where columns do not fill the chip, each half of their walks is cut into chunks. A first kernel takes every chunk
 // from states of zero; the chunks of the first half, then those of the second, begin with the states that follow from
