@@ -40,17 +40,17 @@ constexpr int strips_rank = 32;
 constexpr int few_tokens = 1024;
 
 // Warps of several blocks get on unevenly, as a scheduler prefers those of the oldest. That does no harm as long as
-// others take the places of those that are done. Where all there are fit on the chip at once, a block has all of a
-// multiprocessor's, which are done at about the same time: such forms, and what they take of columns of all directions.
-struct FullBlocks {
-    ScanForm form;
-    int columns;
-};
-constexpr FullBlocks full_blocks[] = {{{ScanForm::Strips, 0, 8}, 4},
-                                      {{ScanForm::Strips, 0, 12}, 6},
-                                      {{ScanForm::Strips, 0, 16}, 8},
-                                      {{ScanForm::Octets, 0, 12}, 12},
-                                      {{ScanForm::Octets, 0, 16}, 16}};
+// others take the places of those that are done. Where the chip has room for all of them at once, a block has all of a
+// multiprocessor's, which are done at about the same time: such forms, from the one for fewest columns on.
+constexpr ScanForm full_blocks[] = {{ScanForm::Strips, 0, 8},
+                                    {ScanForm::Strips, 0, 12},
+                                    {ScanForm::Strips, 0, 16},
+                                    {ScanForm::Octets, 0, 12},
+                                    {ScanForm::Octets, 0, 16}};
+// Columns of all directions that such a block takes.
+int columns_of_block(const ScanForm& full) {
+    return full.kind == ScanForm::Strips ? full.warps / 2 : full.warps;
+}
 constexpr double full_blocks_taken = 0.9;  // or more of the chip's places
 
 // Trios serve where most multiprocessors have those of both directions, six halves of columns, and none has more.
@@ -136,10 +136,10 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
     const ScanForm whole{ScanForm::Octets}, strips{ScanForm::Strips}, wide{ScanForm::Columns};
     const ScanForm relay{ScanForm::Relay, 0, 4};
     const double turns = turns_of(columns, device);
-    for (const FullBlocks& full : full_blocks) {
-        const double taken = static_cast<double>(columns) / (full.columns * chip);
-        const bool serves = full.form.kind == ScanForm::Octets || a.tokens > few_tokens;
-        if (serves && taken >= full_blocks_taken && taken <= 1) return {full.form, strips, whole, wide};
+    for (const ScanForm& full : full_blocks) {
+        const double taken = static_cast<double>(columns) / (columns_of_block(full) * chip);
+        const bool serves = full.kind == ScanForm::Octets || a.tokens > few_tokens;
+        if (serves && taken >= full_blocks_taken && taken <= 1) return {full, strips, whole, wide};
     }
     const bool columns_serve = are_turns_taken(turns), strips_serve = are_turns_taken(2 * turns);
     if (columns_serve && (turns >= many_turns || a.rank > strips_rank)) return {whole, wide};
@@ -209,7 +209,7 @@ std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device) 
     for (const int warps : {4, 12}) forms.push_back({ScanForm::Halves, 0, warps});
     for (const auto kind : {ScanForm::Relay, ScanForm::Halves}) forms.push_back({kind, 0, 12, true});
     for (const int chunks : {0, 1, 2, 7, 14, 28}) forms.push_back({ScanForm::Octets, chunks});
-    for (const FullBlocks& full : full_blocks) forms.push_back(full.form);
+    forms.insert(forms.end(), std::begin(full_blocks), std::end(full_blocks));
     std::erase_if(forms, [&](const ScanForm& form) { return !scan_takes(a, form, device); });
     return forms;
 }
@@ -246,7 +246,7 @@ int scan_branches(const Scan& a, const DeviceProperties& device) {
     const int columns = columns_of_all(a);
     const ScanForm form = choose_scan_form(a, device);
     const bool whole = (form.kind == ScanForm::Octets && form.chunks == 0) || form.kind == ScanForm::Strips;
-    const bool at_one_time = form.kind == ScanForm::Octets && form.warps > 0 && a.tokens <= few_tokens;
+    const bool at_one_time = form.warps > 0 && a.tokens <= few_tokens;  // full blocks
     const bool relays = form.kind == ScanForm::Relay || form.kind == ScanForm::Halves;
     int branches = 1;
     if (whole && !at_one_time && turns_of(columns, device) >= branch_turns) branches = 2;

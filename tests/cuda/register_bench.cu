@@ -66,8 +66,7 @@ constexpr Mix mixes[] = {{.add1 = 128},
                           .minimum = 3,
                           .permute = 4}};
 
-// Of a round's instructions the kinds, in an order drawn by `seed`; by 0, each kind is spread
-// evenly.
+// Of a round's instructions the kinds, in an order drawn by `seed`; by 0, each kind is spread evenly.
 template <Round round>
 constexpr std::array<Kind, mixes[round].size()> order_of(unsigned seed) {
     std::array<Kind, mixes[round].size()> kind{};
