@@ -96,6 +96,7 @@ struct ScanForm {
     friend bool operator==(const ScanForm&, const ScanForm&) = default;
 };
 
+// scan_forms.cpp
 const char* name_of(ScanForm::Kind kind);
 
 // The form that serves the shape and order best on the device. All forms compute the same; which is faster was measured
@@ -137,7 +138,9 @@ void scan_strips(const Scan& a, const ScanForm& form, cudaStream_t stream);
 bool scan_trios_takes(const Scan& a, const DeviceProperties& device);
 void scan_trios(const Scan& a, cudaStream_t stream);
 
-// scan_relay.cu: the same, on a device with clusters. Forms of the kinds Relay and Halves.
+// scan_relay.cu: the same, on a device with clusters. Forms of the kinds Relay and Halves. Of so many tokens or fewer
+// they are set up early, whatever runs before.
+constexpr int early_relay_tokens = 1024;
 bool scan_relay_takes(const Scan& a, const ScanForm& form, const DeviceProperties& device);
 void scan_relay(const Scan& a, const ScanForm& form, cudaStream_t stream);
 std::size_t scan_relay_room(const Scan& a, const ScanForm& form);

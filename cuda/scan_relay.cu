@@ -755,15 +755,13 @@ std::size_t scan_relay_zeros(const Scan& a, const ScanForm& form) {
 
 // Set up early, a relay begins sooner. But where the kernel in front has many blocks and lets it begin with its first
 // ones, relays crowd on the multiprocessors that come free: one image of B at 1248² takes 2% longer then.
-constexpr int early_tokens = 1024;
-
 void scan_relay(const Scan& a, const ScanForm& form, cudaStream_t stream) {
     with_rank(a, [&]<typename T, int Rank>() {
         with_legs(form, [&]<bool Half, bool Brief, bool Helped>() {
             launch("scan_relay", scan_relay_of<T, Rank, Half, Brief, Helped>,
                    {blocks_of(a, form), static_cast<unsigned>(form.warps * warp_size),
                     static_cast<std::size_t>(block_bytes(form.warps)), static_cast<unsigned>(a.directions),
-                    a.tokens <= early_tokens || a.let_begin_last, Helped},
+                    a.tokens <= early_relay_tokens || a.let_begin_last, Helped},
                    stream, a);
         });
     });

@@ -1,9 +1,10 @@
 // Times the scan alone in every form on the published models' shapes: T state updates/s, where the floor is the rate of
-// exponentials (4.2 T/s on an H100), for all shapes or those whose names contain the argument. A star marks the form
-// that choose_scan_form() takes.
+// exponentials (4.2 T/s on an H100), for all shapes, for those whose names contain the argument, or for any other:
+// scan_bench [NAME | BATCH TOKENS CHANNELS RANK]. A star marks the form that choose_scan_form() takes.
 #include <cuda_runtime.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -114,6 +115,10 @@ void bench(const Work& s, const DeviceProperties& device) {
 int main(int argc, char** argv) {
     const DeviceProperties device = find_device(0);
     std::printf("%s, T updates/s\n", device.name.c_str());
+    if (argc == 5) {
+        bench({"this", std::atoi(argv[1]), std::atoi(argv[2]), std::atoi(argv[3]), std::atoi(argv[4])}, device);
+        return 0;
+    }
     for (const Work& work : works) {
         if (argc < 2 || std::string(work.name).find(argv[1]) != std::string::npos) bench(work, device);
     }

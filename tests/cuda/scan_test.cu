@@ -410,7 +410,7 @@ TEST(helpers_are_taken_where_they_were_measured) {
     CHECK(!helped(1, 6085, 384, 16, 3042));  // one token alone is wanted
 }
 
-TEST(full_blocks_are_taken_where_they_were_measured) {
+TEST(forms_are_taken_where_they_were_measured) {
     const DeviceProperties hopper = measured_device();
     const auto form_of = [&](int batch, int tokens, int channels, int rank) {
         Scan a = scan_of({batch, tokens, channels, 16, rank, DType::F16, 2, true, true, ScanOrder::Octets});
@@ -421,16 +421,33 @@ TEST(full_blocks_are_taken_where_they_were_measured) {
         if (form.kind == ScanForm::Strips) CHECK(choose_scan_form(a, small) == ScanForm{ScanForm::Strips});
         return form;
     };
-    CHECK(form_of(11, 4097, 384, 16) == (ScanForm{ScanForm::Strips, 0, 8}));
-    CHECK(form_of(8, 2305, 768, 32) == (ScanForm{ScanForm::Strips, 0, 12}));
-    CHECK(form_of(22, 2305, 384, 16) == (ScanForm{ScanForm::Strips, 0, 16}));
-    CHECK(form_of(20, 2305, 384, 16) == (ScanForm{ScanForm::Strips, 0, 16}));
-    CHECK(form_of(18, 2305, 384, 16).warps == 0);  // a fifth of the places would be empty
-    CHECK(form_of(23, 2305, 384, 16).warps == 0);  // not all are there at once
-    CHECK(form_of(8, 6085, 1536, 48) == (ScanForm{ScanForm::Octets, 0, 12}));
-    CHECK(form_of(44, 197, 384, 16) == (ScanForm{ScanForm::Octets, 0, 16}));
-    CHECK(form_of(22, 197, 384, 16).warps == 0);  // few tokens
-    CHECK(form_of(128, 197, 384, 16).warps == 0);
+    constexpr auto octets = ScanForm::Octets, strips = ScanForm::Strips, trios = ScanForm::Trios;
+    constexpr auto relay = ScanForm::Relay, halves = ScanForm::Halves;
+    // Few tokens.
+    CHECK(form_of(1, 197, 384, 16) == (ScanForm{halves, 0, 12}));
+    CHECK(form_of(2, 197, 384, 16) == (ScanForm{relay, 0, 12}));
+    CHECK(form_of(4, 197, 384, 16) == (ScanForm{relay, 0, 6}));
+    CHECK(form_of(6, 197, 384, 16) == (ScanForm{relay, 0, 4}));
+    for (const int batch : {9, 12, 17, 22}) CHECK(form_of(batch, 197, 384, 16) == ScanForm{strips});
+    CHECK(form_of(33, 197, 384, 16) == (ScanForm{octets, 0, 12}));
+    CHECK(form_of(44, 197, 384, 16) == (ScanForm{octets, 0, 16}));
+    CHECK(form_of(128, 197, 384, 16) == ScanForm{octets});
+    CHECK(form_of(1, 197, 1536, 48) == (ScanForm{relay, 0, 6}));
+    CHECK(form_of(3, 197, 1536, 48) == ScanForm{strips});
+    CHECK(form_of(5, 197, 1536, 48) == ScanForm{octets});  // strips are slower with this rank
+    CHECK(form_of(4, 577, 384, 16) == (ScanForm{halves, 0, 4}));
+    CHECK(form_of(8, 577, 384, 16) == ScanForm{trios});
+    CHECK(form_of(12, 577, 384, 16) == (ScanForm{strips, 0, 12}));
+    CHECK(form_of(5, 1025, 384, 16) == ScanForm{strips});
+    // Many. Where branches have relays these are taken, whatever they take alone.
+    CHECK(form_of(5, 2305, 384, 16).kind == relay);
+    CHECK(form_of(8, 6085, 384, 16) == ScanForm{trios});
+    CHECK(form_of(11, 4097, 384, 16) == (ScanForm{strips, 0, 8}));
+    CHECK(form_of(8, 2305, 768, 32) == (ScanForm{strips, 0, 12}));
+    for (const int batch : {18, 20, 22}) CHECK(form_of(batch, 2305, 384, 16) == (ScanForm{strips, 0, 16}));
+    CHECK(form_of(23, 2305, 384, 16) == ScanForm{strips});  // not all are there at once
+    CHECK(form_of(8, 6085, 1536, 48) == (ScanForm{octets, 0, 12}));
+    CHECK(form_of(6, 2305, 1536, 48) == ScanForm{strips});
 }
 
 TEST(a_batch_has_rounds_and_branches_where_they_were_measured) {
