@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <stdexcept>
 
 #include "activations.h"
 #include "launch.h"
@@ -502,10 +503,23 @@ __global__ void __launch_bounds__(threads, 1) before_scan_of(const __grid_consta
 template <typename F>
 void with_kernel(const BeforeScan& a, int octets, const F& function) {
     const auto of_width = [&]<typename T, int Width>() {
-        if (octets == 6) return function.template operator()<T, Width, 6>();
-        if (octets == 9) return function.template operator()<T, Width, 9>();
-        if (octets == 12) return function.template operator()<T, Width, 12>();
-        function.template operator()<T, Width, 13>();
+        switch (octets) {
+            case 3:
+                return function.template operator()<T, Width, 3>();
+            case 4:
+                return function.template operator()<T, Width, 4>();
+            case 5:
+                return function.template operator()<T, Width, 5>();
+            case 6:
+                return function.template operator()<T, Width, 6>();
+            case 9:
+                return function.template operator()<T, Width, 9>();
+            case 12:
+                return function.template operator()<T, Width, 12>();
+            case 13:
+                return function.template operator()<T, Width, 13>();
+        }
+        throw std::logic_error("the kernel in front of scans has no runs of so many octets");
     };
     const auto of_type = [&]<typename T>() {
         a.width == 192 ? of_width.template operator()<T, 192>() : of_width.template operator()<T, 384>();
@@ -521,7 +535,7 @@ std::int64_t runs_of(const BeforeScan& a, int octets) {
 // What the kernel takes, and what the steps by themselves do, in microseconds as measured on an H100
 // (docs/performance.md): as many runs at once as there are multiprocessors take as long as one.
 double time_of_runs(const BeforeScan& a, std::size_t runs, const DeviceProperties& device) {
-    constexpr double of_ti[] = {13.7, 17.5, 23.3, 24.5}, of_s[] = {34, 45, 62.5, 65};
+    constexpr double of_ti[] = {11.3, 11.7, 12.5, 13.7, 17.5, 23.3, 24.5}, of_s[] = {24, 25.5, 29.5, 34, 45, 62.5, 65};
     static_assert(std::size(of_ti) == std::size(before_scan_runs) && std::size(of_s) == std::size(before_scan_runs));
     const unsigned rounds = blocks_for(runs_of(a, before_scan_runs[runs]), std::max(1, device.multiprocessors));
     return rounds * (a.width == 192 ? of_ti : of_s)[runs];
@@ -530,6 +544,9 @@ double time_of_steps(const BeforeScan& a) {
     const double rows = static_cast<double>(a.behind.conv.batch) * a.behind.conv.tokens;
     return a.width == 192 ? 10 + 0.0021 * rows : 11 + 0.0053 * rows;
 }
+
+// Runs of fewer octets fill the chip where it would be empty otherwise, which it is not where other steps run beside.
+constexpr int least_shared_run = 6;
 
 }  // namespace
 
@@ -565,10 +582,11 @@ bool before_scan_takes(const BeforeScan& a, const DeviceProperties& device) {
     return fits;
 }
 
-int before_scan_octets(const BeforeScan& a, const DeviceProperties& device) {
+int before_scan_octets(const BeforeScan& a, const DeviceProperties& device, bool alone) {
     int best = 0;
     double least = time_of_steps(a);
     for (std::size_t i = 0; i < std::size(before_scan_runs); ++i) {
+        if (!alone && before_scan_runs[i] < least_shared_run) continue;
         if (const double time = time_of_runs(a, i, device); time < least) best = before_scan_runs[i], least = time;
     }
     return best;

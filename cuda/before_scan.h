@@ -25,7 +25,7 @@ struct BeforeScan {
     int octets = 0;  // of a block's run of tokens, one of before_scan_runs: see before_scan_octets()
 };
 
-inline constexpr int before_scan_runs[] = {6, 9, 12, 13};
+inline constexpr int before_scan_runs[] = {3, 4, 5, 6, 9, 12, 13};
 
 // An element of a matrix.
 struct MatrixElement {
@@ -42,8 +42,9 @@ DirectedElement before_scan_x_proj_element(int features, std::int64_t i);
 
 // What the kernel was made for: RMSNorm and 16-bit storage, widths of 192 and 384, compute capability 9.0.
 bool before_scan_takes(const BeforeScan& a, const DeviceProperties& device);
-// Which runs serve a shape best; 0 where a kernel for each step is faster.
-int before_scan_octets(const BeforeScan& a, const DeviceProperties& device);
+// Which runs serve a shape best; 0 where a kernel for each step is faster. `alone`: nothing else runs beside the
+// kernel.
+int before_scan_octets(const BeforeScan& a, const DeviceProperties& device, bool alone);
 void before_scan(const BeforeScan& a, cudaStream_t stream);
 
 }  // namespace vimrt::cuda

@@ -443,7 +443,7 @@ public:
         describe_front(nodes, step.fixed);
         if (!before_scan_takes(step.fixed, target_.device) || !is_free(lowering_, norm, nodes.residual, DType::F32))
             return false;
-        step.fixed.octets = before_scan_octets(step.fixed, target_.device);
+        step.fixed.octets = before_scan_octets(step.fixed, target_.device, lowering_.alone());
         if (step.fixed.octets == 0) return false;
         step.residual = lowering_.read(nodes.residual);
         lowering_.in_place(nodes.norm->output(1), nodes.residual);

@@ -28,16 +28,24 @@ constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std:
 }
 
 #define VIMRT_SUM(j) "+f"(sum[j][0]), "+f"(sum[j][1]), "+f"(sum[j][2]), "+f"(sum[j][3])
-#define VIMRT_SUMS_7 VIMRT_SUM(0), VIMRT_SUM(1), VIMRT_SUM(2), VIMRT_SUM(3), VIMRT_SUM(4), VIMRT_SUM(5), VIMRT_SUM(6)
-#define VIMRT_SUMS_9 VIMRT_SUMS_7, VIMRT_SUM(7), VIMRT_SUM(8)
+#define VIMRT_SUMS_4 VIMRT_SUM(0), VIMRT_SUM(1), VIMRT_SUM(2), VIMRT_SUM(3)
+#define VIMRT_SUMS_5 VIMRT_SUMS_4, VIMRT_SUM(4)
+#define VIMRT_SUMS_6 VIMRT_SUMS_5, VIMRT_SUM(5)
+#define VIMRT_SUMS_7 VIMRT_SUMS_6, VIMRT_SUM(6)
+#define VIMRT_SUMS_8 VIMRT_SUMS_7, VIMRT_SUM(7)
+#define VIMRT_SUMS_9 VIMRT_SUMS_8, VIMRT_SUM(8)
 #define VIMRT_SUMS_10 VIMRT_SUMS_9, VIMRT_SUM(9)
 #define VIMRT_SUMS_12 VIMRT_SUMS_10, VIMRT_SUM(10), VIMRT_SUM(11)
 #define VIMRT_SUMS_13 VIMRT_SUMS_12, VIMRT_SUM(12)
 #define VIMRT_SUMS_14 VIMRT_SUMS_13, VIMRT_SUM(13)
 #define VIMRT_SUMS_15 VIMRT_SUMS_14, VIMRT_SUM(14)
 #define VIMRT_SUMS_16 VIMRT_SUMS_15, VIMRT_SUM(15)
-#define VIMRT_28 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27"
-#define VIMRT_36 VIMRT_28 ",%28,%29,%30,%31,%32,%33,%34,%35"
+#define VIMRT_16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define VIMRT_20 VIMRT_16 ",%16,%17,%18,%19"
+#define VIMRT_24 VIMRT_20 ",%20,%21,%22,%23"
+#define VIMRT_28 VIMRT_24 ",%24,%25,%26,%27"
+#define VIMRT_32 VIMRT_28 ",%28,%29,%30,%31"
+#define VIMRT_36 VIMRT_32 ",%32,%33,%34,%35"
 #define VIMRT_40 VIMRT_36 ",%36,%37,%38,%39"
 #define VIMRT_48 VIMRT_40 ",%40,%41,%42,%43,%44,%45,%46,%47"
 #define VIMRT_52 VIMRT_48 ",%48,%49,%50,%51"
@@ -56,7 +64,11 @@ constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std:
 #define VIMRT_PRODUCT(...) static_cast<void>(0)
 #endif
 #define VIMRT_PRODUCTS(type)                                                                           \
+    if constexpr (Blocks == 4) VIMRT_PRODUCT(type, "32", VIMRT_16, "16", "17", "18", VIMRT_SUMS_4);    \
+    if constexpr (Blocks == 5) VIMRT_PRODUCT(type, "40", VIMRT_20, "20", "21", "22", VIMRT_SUMS_5);    \
+    if constexpr (Blocks == 6) VIMRT_PRODUCT(type, "48", VIMRT_24, "24", "25", "26", VIMRT_SUMS_6);    \
     if constexpr (Blocks == 7) VIMRT_PRODUCT(type, "56", VIMRT_28, "28", "29", "30", VIMRT_SUMS_7);    \
+    if constexpr (Blocks == 8) VIMRT_PRODUCT(type, "64", VIMRT_32, "32", "33", "34", VIMRT_SUMS_8);    \
     if constexpr (Blocks == 9) VIMRT_PRODUCT(type, "72", VIMRT_36, "36", "37", "38", VIMRT_SUMS_9);    \
     if constexpr (Blocks == 10) VIMRT_PRODUCT(type, "80", VIMRT_40, "40", "41", "42", VIMRT_SUMS_10);  \
     if constexpr (Blocks == 12) VIMRT_PRODUCT(type, "96", VIMRT_48, "48", "49", "50", VIMRT_SUMS_12);  \
@@ -70,7 +82,7 @@ constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std:
 // they have of a sum in multiply_add().
 template <typename T, int Blocks>
 __device__ void begin_product(float (&sum)[Blocks][4], std::uint64_t left, std::uint64_t right, int add) {
-    static_assert(Blocks == 7 || Blocks == 9 || Blocks == 10 || (Blocks >= 12 && Blocks <= 16));
+    static_assert((Blocks >= 4 && Blocks <= 10) || (Blocks >= 12 && Blocks <= 16));
     if constexpr (std::is_same_v<T, __half>) {
         VIMRT_PRODUCTS("f16");
     } else {
@@ -79,7 +91,11 @@ __device__ void begin_product(float (&sum)[Blocks][4], std::uint64_t left, std::
 }
 
 #undef VIMRT_SUM
+#undef VIMRT_SUMS_4
+#undef VIMRT_SUMS_5
+#undef VIMRT_SUMS_6
 #undef VIMRT_SUMS_7
+#undef VIMRT_SUMS_8
 #undef VIMRT_SUMS_9
 #undef VIMRT_SUMS_10
 #undef VIMRT_SUMS_12
@@ -87,7 +103,11 @@ __device__ void begin_product(float (&sum)[Blocks][4], std::uint64_t left, std::
 #undef VIMRT_SUMS_14
 #undef VIMRT_SUMS_15
 #undef VIMRT_SUMS_16
+#undef VIMRT_16
+#undef VIMRT_20
+#undef VIMRT_24
 #undef VIMRT_28
+#undef VIMRT_32
 #undef VIMRT_36
 #undef VIMRT_40
 #undef VIMRT_48

@@ -418,6 +418,31 @@ TEST(before_scan_in_one) {
     }
 }
 
+TEST(runs_are_those_that_were_measured) {
+    DeviceProperties hopper;
+    hopper.multiprocessors = 132;
+    const auto octets = [&](int width, int batch, int tokens, bool alone = true) {
+        BeforeScan a;
+        a.width = width;
+        a.behind.conv.batch = batch;
+        a.behind.conv.tokens = tokens;
+        return before_scan_octets(a, hopper, alone);
+    };
+    CHECK(octets(192, 1, 577) == 0);  // a kernel for each step
+    CHECK(octets(192, 12, 197) == 3);
+    CHECK(octets(192, 16, 197) == 4);
+    CHECK(octets(192, 24, 197) == 5);
+    CHECK(octets(192, 1, 2305) == 3);
+    CHECK(octets(192, 1, 2305, false) == 6);
+    CHECK(octets(192, 1, 4097) == 4);
+    CHECK(octets(192, 1, 6085) == 6);
+    CHECK(octets(192, 8, 6085) == 12);
+    CHECK(octets(192, 64, 197) == 13);
+    CHECK(octets(384, 1, 2305) == 0);
+    CHECK(octets(384, 1, 4097) == 4);
+    CHECK(octets(384, 1, 6085) == 6);
+}
+
 TEST(patches_of_floats_and_bytes) {
     for (const DType dtype : storages) {
         for (const bool bytes : {false, true}) {
