@@ -82,6 +82,11 @@ FILLING = tuple(
         *((896, 44), (1024, 22), (1248, 8), (2048, 4), (3072, 2), (4096, 1)),
     )
 )
+#: Between single images and full cards: a few images at a time, or one larger one.
+SERVED = (
+    *(Row(size, 224, batch) for size, batch in (("tiny", 4), ("tiny", 16), ("small", 6), ("base", 3))),
+    *(Row("tiny", side, 1) for side in (512, 768, 1024)),
+)
 PROFILED = (*(target.row for target in TARGETS), Row("small", 1248, 1))
 
 
@@ -93,7 +98,7 @@ def authors_rows() -> dict[Row, dict[str, Any]]:
 
 def all_rows() -> list[Row]:
     """Every row that anything is asked of, the targets first; a run that is cut off then has what matters most."""
-    return list(dict.fromkeys((*(target.row for target in TARGETS), *authors_rows(), *FILLING)))
+    return list(dict.fromkeys((*(target.row for target in TARGETS), *authors_rows(), *FILLING, *SERVED)))
 
 
 def row_of(result: Mapping[str, Any]) -> Row:
