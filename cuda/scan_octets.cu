@@ -305,13 +305,14 @@ void scan_octets(const Scan& a, const ScanForm& form, cudaStream_t stream) {
                                stream);
         }
         const int all = 2 * chunks, first = Chunk::first(a, chunks);
-        const auto start_chunks = [&](auto kernel, int from, int to) {
-            const unsigned blocks = blocks_for(Chunk::count(a) * (to - from), warps_of_block);
-            start<Rank>(kernel, blocks, warps_of_block, true, a, stream, chunks, from, to);
-        };
-        start_chunks(scan_chunks_of<T, Rank, Part::States>, first, all - 1);
-        if (first == 0) start_chunks(scan_chunks_of<T, Rank, Part::Plain>, 0, chunks);
-        start_chunks(scan_chunks_of<T, Rank, Part::Merged>, chunks, all);
+        const auto blocks = [&](int count) { return blocks_for(Chunk::count(a) * count, warps_of_block); };
+        start<Rank>(scan_chunks_of<T, Rank, Part::States>, blocks(all - 1 - first), warps_of_block, true, a, stream,
+                    chunks, first, all - 1);
+        if (first == 0)
+            start<Rank>(scan_chunks_of<T, Rank, Part::Plain>, blocks(chunks), warps_of_block, true, a, stream, chunks,
+                        0, chunks);
+        start<Rank>(scan_chunks_of<T, Rank, Part::Merged>, blocks(chunks), warps_of_block, true, a, stream, chunks,
+                    chunks, all);
     });
 }
 
