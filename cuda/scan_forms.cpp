@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "bidirectional_scan.h"
@@ -109,8 +110,8 @@ constexpr double full_of_trios = 0.95;
 
 // While the scan of one branch leaves multiprocessors idle, as at its end, others' steps have them. That serves whole
 // columns and strips where each of two branches still has many turns, and relays of many tokens where columns are about
-// two for each multiprocessor at most, in branches of as many as an image of Vim-S has, or fewer. Blocks that
-// have a multiprocessor to themselves are done at one time where tokens are few.
+// two for each multiprocessor at most, in branches of as many as an image of Vim-S has, or fewer. Blocks that have
+// a multiprocessor to themselves are done at one time where tokens are few.
 constexpr double branch_turns = 4;
 constexpr int few_tokens = 1024;
 constexpr int branch_tokens = 2048;
@@ -127,14 +128,12 @@ std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& dev
     if (columns > timed_columns * chip) return {whole, wide};
     // Where a batch has branches, relays leave multiprocessors to others' steps, whatever they take by themselves.
     const bool relays_first = relays_have_branches(a.tokens, columns, chip);
-    std::vector<std::tuple<bool, double, ScanForm>> places;
+    std::vector<std::pair<std::tuple<bool, double>, ScanForm>> places;
     for (const TimedForm& timed : timed_forms())
-        places.emplace_back(relays_first && !is_relay(timed.form), time_of(timed, a, columns, chip), timed.form);
-    std::stable_sort(places.begin(), places.end(), [](const auto& one, const auto& other) {
-        return std::tie(std::get<0>(one), std::get<1>(one)) < std::tie(std::get<0>(other), std::get<1>(other));
-    });
+        places.push_back({{relays_first && !is_relay(timed.form), time_of(timed, a, columns, chip)}, timed.form});
+    std::ranges::stable_sort(places, {}, [](const auto& place) { return place.first; });
     std::vector<ScanForm> forms;
-    for (const auto& place : places) forms.push_back(std::get<ScanForm>(place));
+    for (const auto& [place, form] : places) forms.push_back(form);
     forms.push_back(wide);
     const ScanForm best = forms.front();
     if (!is_relay(best)) return forms;
