@@ -17,6 +17,10 @@ bool is_relay(const ScanForm& form) {
     return form.kind == ScanForm::Relay || form.kind == ScanForm::Halves;
 }
 
+// Columns of all directions for each multiprocessor: what trios have, six halves; and the most that forms were timed
+// with. More go fastest by octets in small blocks.
+constexpr double trio_columns = 3, timed_columns = 16;
+
 // A form, how many columns of all directions it gives a multiprocessor at a time, and how long it takes where all have
 // as many (`scan_bench`): microseconds to begin and end, less what any launch takes, and nanoseconds for each token
 // with one such share on a multiprocessor, with two, and so on up to as many as there is room for. What is left then
@@ -39,17 +43,16 @@ const std::vector<TimedForm>& timed_forms() {
         {{ScanForm::Relay, 0, 6}, 1, 2.0, {21.4, 33}},
         {{ScanForm::Relay, 0, 4}, 1, 2.9, {24, 32.3, 46.5}},
         {{ScanForm::Strips}, 2, 1.6, {30.6, 50.6, 76.7, 99, 125, 149}},
-        {{ScanForm::Trios}, 3, 3.4, {40.3, 82, 125}},
+        {{ScanForm::Trios}, trio_columns, 3.4, {40.3, 82, 125}},
         {{ScanForm::Strips, 0, 8}, 4, 2.6, {49.5}},
         {{ScanForm::Strips, 0, 12}, 6, 3.0, {71}},
         {{ScanForm::Strips, 0, 16}, 8, 3.0, {93.5}},
         {{ScanForm::Octets}, 4, 0, {92, 108, 153, 205}},
         {{ScanForm::Octets, 0, 12}, 12, 2.8, {138.6}},
-        {{ScanForm::Octets, 0, 16}, 16, 3.6, {181.3}},
+        {{ScanForm::Octets, 0, 16}, timed_columns, 3.6, {181.3}},
     };
     return forms;
 }
-constexpr double timed_columns = 16;  // for each multiprocessor; more go fastest by octets in small blocks
 
 // Forms that find time steps for fewer channels at a time than octets do take longer where their rank is high, as part
 // of those products is nothing.
@@ -91,8 +94,7 @@ double turns_of(int columns, const DeviceProperties& device) {
     return columns / (4.0 * std::max(1, device.multiprocessors));
 }
 
-// Trios of whole columns, for each multiprocessor: they have those of both directions, six halves of columns.
-constexpr double trio_columns = 3;
+// Trios of whole columns, for each multiprocessor.
 double trios_of(int columns, const DeviceProperties& device) {
     return columns / (trio_columns * std::max(1, device.multiprocessors));
 }

@@ -23,7 +23,8 @@ from test_fashion_mnist import DATA, EXAMPLE, as_photographs, exported_example, 
 from test_parity import VARIANTS, check_values_inside, exported, relative_error, small
 
 import vimrt
-from vimrt.export.config import VIM_BASE, VIM_SMALL, VIM_TINY, VimConfig
+from vimrt.bench.vim_torch import SIZES
+from vimrt.export.config import VIM_SMALL, VIM_TINY, VimConfig
 from vimrt.export.reference import VisionMamba, random_images
 
 
@@ -112,16 +113,13 @@ def test_logits_are_the_references(name: str, tmp_path: Path) -> None:
         assert dtype == "bf16" or max(found) <= SPREAD * limit, (dtype, found)
 
 
-PUBLISHED = {"tiny": VIM_TINY, "small": VIM_SMALL, "base": VIM_BASE}
-
-
 @pytest.mark.parametrize(
     ("size", "batch"),
-    [*((size, batch) for size in PUBLISHED for batch in (1, 3, 128)), ("tiny", 12), ("tiny", 44)],
+    [*((size, batch) for size in SIZES for batch in (1, 3, 128)), ("tiny", 12), ("tiny", 44)],
 )
 def test_batches_are_right(size: str, batch: int, tmp_path: Path) -> None:
     """Scans of 132 multiprocessors are by strips for 12 images, for 44 with one block on each."""
-    config = PUBLISHED[size]
+    config = SIZES[size]
     engine, reference = exported(config, batch, tmp_path)
     images = random_images(batch, 224, 224, batch)
     truth = expected(reference, images)

@@ -393,12 +393,18 @@ DeviceProperties measured_device() {
     hopper.clusters = hopper.warpgroup_products = true;
     return hopper;
 }
+// A scan of the kind that was, to choose a form for; it cannot run.
+Scan measured_scan(int batch, int tokens, int channels, int rank, int wanted = -1) {
+    static char there = 0;
+    Scan a = scan_of({batch, tokens, channels, 16, rank, DType::F16, 2, true, true, ScanOrder::Octets, wanted});
+    a.merged = &there;
+    return a;
+}
 
 TEST(helpers_are_taken_where_they_were_measured) {
     const DeviceProperties hopper = measured_device();
     const auto helped = [&](int batch, int tokens, int channels, int rank, int wanted = -1) {
-        Scan a = scan_of({batch, tokens, channels, 16, rank, DType::F16, 2, true, true, ScanOrder::Octets, wanted});
-        a.merged = &a;  // whether, not where
+        const Scan a = measured_scan(batch, tokens, channels, rank, wanted);
         CHECK(!choose_scan_form(a, hopper).helped);
         return choose_scan_form(a, hopper, true).helped;
     };
@@ -413,8 +419,7 @@ TEST(helpers_are_taken_where_they_were_measured) {
 TEST(forms_are_taken_where_they_were_measured) {
     const DeviceProperties hopper = measured_device();
     const auto form_of = [&](int batch, int tokens, int channels, int rank) {
-        Scan a = scan_of({batch, tokens, channels, 16, rank, DType::F16, 2, true, true, ScanOrder::Octets});
-        a.merged = &a;  // whether, not where
+        const Scan a = measured_scan(batch, tokens, channels, rank);
         const ScanForm form = choose_scan_form(a, hopper);
         DeviceProperties small = hopper;
         small.shared_bytes_per_block = 32 * 1024;  // no room for a multiprocessor's strips
@@ -454,13 +459,8 @@ TEST(a_batch_has_rounds_and_branches_where_they_were_measured) {
     const DeviceProperties hopper = measured_device();
     DeviceProperties other = hopper;
     other.warpgroup_products = false;
-    const auto describe = [&](int batch, int tokens, int channels, int rank) {
-        Scan a = scan_of({batch, tokens, channels, 16, rank, DType::F16, 2, true, true, ScanOrder::Octets});
-        a.merged = &a;  // whether, not where
-        return a;
-    };
     const auto branches = [&](int batch, int tokens, int channels, int rank) {
-        const Scan a = describe(batch, tokens, channels, rank);
+        const Scan a = measured_scan(batch, tokens, channels, rank);
         CHECK(scan_branches(a, other) == 1);
         return scan_branches(a, hopper);
     };
@@ -478,7 +478,7 @@ TEST(a_batch_has_rounds_and_branches_where_they_were_measured) {
     CHECK(branches(128, 197, 384, 16) == 2);
     CHECK(branches(128, 197, 1536, 48) == 2);
     const auto rounds = [&](int batch, int tokens, int channels, int rank) {
-        const Scan a = describe(batch, tokens, channels, rank);
+        const Scan a = measured_scan(batch, tokens, channels, rank);
         CHECK(scan_rounds(a, other) == std::vector<int>{batch});
         return scan_rounds(a, hopper);
     };
