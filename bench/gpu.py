@@ -84,8 +84,10 @@ FILLING = tuple(
 )
 #: Between single images and full cards: a few images at a time, or one larger one.
 SERVED = (
-    *(Row(size, 224, batch) for size, batch in (("tiny", 4), ("tiny", 16), ("small", 6), ("base", 3))),
-    *(Row("tiny", side, 1) for side in (512, 768, 1024)),
+    *(Row("tiny", 224, batch) for batch in (4, 16)),
+    *(Row("small", 224, batch) for batch in (2, 6)),
+    *(Row("base", 224, batch) for batch in (1, 3)),
+    *(Row("tiny", side, 1) for side in (384, 512, 768, 1024)),
 )
 PROFILED = (*(target.row for target in TARGETS), Row("small", 1248, 1))
 

@@ -7,11 +7,15 @@
 // directions goes to shared memory, and from there to memory as the scan takes it. z's products are computed while the
 // other groups come to an end with theirs; then all warps add up x_proj's products with the channels of all groups,
 // each some features of some octets. Weights come by bulk copies, some slots ahead.
+//
+// Where runs are few, the blocks of a cluster share out a run's channels. Each normalises the run's tokens; what x_proj
+// adds up of an octet goes to the block that stores it.
 #include "before_scan.h"
 
 #include <algorithm>
 #include <iterator>
 #include <stdexcept>
+#include <utility>
 
 #include "activations.h"
 #include "launch.h"
@@ -39,11 +43,12 @@ constexpr int weight_depth(int width) {
     return width == 192 ? panel_depth : panel_depth / 2;
 }
 
-// `Octets`: of a run.
-template <int Width, int Octets>
+// `Octets`: of a run. `Cluster`: blocks that share one.
+template <int Width, int Octets, int Cluster>
 struct Sizes {
-    static constexpr int features = Width == 192 ? 48 : 64;
+    static constexpr int features = Width == 192 ? 48 : Width == 384 ? 64 : 80;
     static constexpr int octets = Octets;
+    static constexpr int cluster = Cluster;
     // Of a group, for weights, and the panels of each. Smaller ones keep copies under way where there is little room,
     // and cost more meetings of a group where there is enough.
     static constexpr int slots = Width == 192 ? 3 : octets == 12 ? 5 : 4;
@@ -51,7 +56,7 @@ struct Sizes {
 
     static constexpr int channels = 2 * Width;
     static constexpr int slabs = channels / slab_channels;
-    static constexpr int rounds = slabs / groups;
+    static constexpr int rounds = slabs / groups / cluster;  // of a block
     // A quarter's pairs of tokens are as many as octets of all quarters. With the halo it has 2 blocks tokens.
     static constexpr int pairs = octets;
     static constexpr int blocks = pairs + halo;
@@ -65,12 +70,13 @@ struct Sizes {
 
     // In x_proj a direction's warps share out features, in tiles, and octets.
     static constexpr int feature_tiles = features / tile;
-    static constexpr int octet_parts = Width == 192 ? 2 : 3;
+    static constexpr int octet_parts = Width == 384 ? 3 : 2;
     static constexpr int feature_parts = warps / 2 / octet_parts;
-    static constexpr int warp_tiles = feature_tiles / feature_parts;
+    static constexpr int warp_tiles = (feature_tiles + feature_parts - 1) / feature_parts;
     static constexpr int warp_octets = (octets + octet_parts - 1) / octet_parts;
-    static constexpr int missing_octets = octet_parts * warp_octets - octets;  // of the last part
-    static_assert(octet_parts * feature_parts * 2 == warps && warp_tiles * feature_parts == feature_tiles);
+    static constexpr int missing_octets = octet_parts * warp_octets - octets;          // of the last part
+    static constexpr bool missing_tiles = warp_tiles * feature_parts > feature_tiles;  // of the last part
+    static_assert(octet_parts * feature_parts * 2 == warps);
 
     static constexpr int panel_bytes = rows * slab_row_bytes;  // of the normalised rows
     static constexpr int c_direction_bytes = slab_channels / 8 * octets * block_bytes;
@@ -82,22 +88,31 @@ struct Sizes {
     static constexpr int c = weights + groups * slots * slot_bytes;
     static constexpr int barriers = c + groups * c_bytes;
     static constexpr int common_barriers = barriers + groups * slots * 8;
-    static constexpr int bytes = common_barriers + 2 * 8;
+    static constexpr int inbox_barrier = common_barriers + 2 * 8;
+    static constexpr int bytes = inbox_barrier + 8;
     static_assert(slots <= group_copies);
+    // In the place of the weights when all blocks of the cluster have used theirs, x_proj's sums, which each block
+    // sends to all: [block][octet][direction][tile of features][lane].
+    static constexpr int sum_bytes = warp_size * 16;  // of a product's
+    static constexpr int octet_bytes = 2 * feature_tiles * sum_bytes;
+    static constexpr int inbox_octets = (octets + cluster - 1) / cluster;
+    static constexpr int inbox_bytes = inbox_octets * octet_bytes;
+    static_assert(cluster == 1 || cluster * inbox_bytes <= c - weights);
 };
 
-template <typename T, int Width, int Octets>
+template <typename T, int Width, int Octets, int Cluster>
 class Run {
-    using S = Sizes<Width, Octets>;
+    using S = Sizes<Width, Octets, Cluster>;
     using Sums = float[S::blocks][4];
     using SumsOfZ = float[S::blocks - 2 * S::skipped][4];
 
 public:
-    // `first`: octet.
-    __device__ Run(const BeforeScan& a, int image, int first, unsigned shared)
+    // `first`: octet. `block`: of the cluster.
+    __device__ Run(const BeforeScan& a, int image, int first, int block, unsigned shared)
         : a_(a),
           image_(image),
           first_(first),
+          block_(block),
           // The compiler is to know that these are the same for all lanes: warpgroups' products must not lie behind
           // branches that it takes for divergent.
           group_(__shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / warpgroup_size, 0)),
@@ -129,8 +144,15 @@ public:
             store_octets<1>(round);
             SumsOfZ z;
             multiply<S::skipped>(z);
+            if (S::cluster > 1 && round + 1 == S::rounds) arrive_empty_handed();
             store_z(round, z);
             project(round);
+        }
+        if constexpr (S::cluster > 1) {
+            wait_for_cluster();  // all blocks have used their weights
+            send_projected();
+            wait_for_bytes(inbox_barrier(), 0);
+            collect_projected();
         }
         store_projected();
         __syncthreads();
@@ -147,10 +169,16 @@ private:
     // At which all threads arrive: with c of a round, and behind x_proj's products with it.
     __device__ unsigned c_is_there() const { return shared_ + S::common_barriers; }
     __device__ unsigned c_is_read() const { return shared_ + S::common_barriers + 8; }
+    // At which x_proj's sums arrive.
+    __device__ unsigned inbox_barrier() const { return shared_ + S::inbox_barrier; }
 
     // Weights do not depend on the kernels before.
     __device__ void begin_copies() {
         if (threadIdx.x == 0) begin_barrier(c_is_there(), threads), begin_barrier(c_is_read(), threads);
+        if (S::cluster > 1 && threadIdx.x == 0) {
+            begin_barrier(inbox_barrier(), 1);
+            expect_bytes(inbox_barrier(), S::cluster * own_octets() * S::octet_bytes);
+        }
         if (leads_) {
             for (int i = 0; i < S::slots; ++i) begin_barrier(slot_barrier(i), 1);
             announce_barriers();
@@ -159,6 +187,7 @@ private:
     }
     __device__ void end_barriers() const {
         if (threadIdx.x == 0) end_barrier(c_is_there()), end_barrier(c_is_read());
+        if (S::cluster > 1 && threadIdx.x == 0) end_barrier(inbox_barrier());
         if (leads_) {
             for (int i = 0; i < S::slots; ++i) end_barrier(slot_barrier(i));
         }
@@ -167,7 +196,7 @@ private:
     __device__ void fetch_weights() {
         if (fetched_ >= S::group_copies) return;
         constexpr int slab_copies = 2 * S::copies;
-        const int copy = (fetched_ / slab_copies * groups + group_) * slab_copies + fetched_ % slab_copies;
+        const int copy = slab(fetched_ / slab_copies) * slab_copies + fetched_ % slab_copies;
         const int slot = fetched_++ % S::slots;
         expect_bytes(slot_barrier(slot), S::slot_bytes);
         copy_bulk(slots_ + slot * S::slot_bytes, static_cast<const char*>(a_.in_weight) + copy * S::slot_bytes,
@@ -180,60 +209,67 @@ private:
     __device__ void normalise() const {
         constexpr int pairs = S::rows / 2, warp_pairs = (pairs + warps - 1) / warps;
         constexpr int fours = Width / 4, packs = 2 * fours / warp_size;  // of a pair
-        static_assert(warps % quarters == 0 && packs % 3 == 0);
+        constexpr int period = std::max(3, fours / warp_size);           // packs that many on have the same columns
+        constexpr int most_pairs = Width > 384 ? 2 : warp_pairs;         // at once, for which there are registers
+        static_assert(warps % quarters == 0 && packs % period == 0);
         const int warp = group_ * group_warps + warp_;
         const int quarter = warp % quarters;
         const int first = first_ * octet_tokens - halo + quarter * 2 * S::pairs + warp / quarters * 2;
         constexpr int step = 2 * warps / quarters;  // tokens from pair to pair
         const float* from = a_.residual + (static_cast<std::int64_t>(image_) * tokens() + first) * Width;
-        float values[warp_pairs][packs][4] = {};
-#pragma unroll
-        for (int i = 0; i < warp_pairs; ++i) {
-#pragma unroll
-            for (int p = 0; p < packs; ++p) {
-                const int four = p * warp_size + lane_.index;
-                const int token = first + i * step + four / fours;
-                if (warp + i * warps < pairs && static_cast<unsigned>(token) < static_cast<unsigned>(tokens()))
-                    load_floats(from + i * step * Width + four * 4, values[i][p]);
-            }
-        }
-        float weight[3][4];  // the same of packs 3 and on
+        float weight[period][4];
         unsigned place[packs];
 #pragma unroll
-        for (int p = 0; p < packs; ++p) {
-            const int four = p * warp_size + lane_.index, column = four % fours * 4, row = 2 * warp + four / fours;
-            if (p < 3) load_floats(a_.norm_weight + column, weight[p]);
-            place[p] = shared_ + column / panel_depth * S::panel_bytes + place_in_slab(row, column % panel_depth / 8) +
-                       column % 8 * 2;
-        }
+        for (int begin = 0; begin < warp_pairs; begin += most_pairs) {
+            constexpr int count = std::min(most_pairs, warp_pairs);
+            float values[count][packs][4] = {};
 #pragma unroll
-        for (int i = 0; i < warp_pairs; ++i) {
-            if (warp + i * warps >= pairs) break;
-            float squares[2] = {};  // of both rows
+            for (int i = 0; i < count; ++i) {
 #pragma unroll
-            for (int p = 0; p < packs; ++p) {
-                float sum = 0;
-#pragma unroll
-                for (int k = 0; k < 4; ++k) sum = fmaf(values[i][p][k], values[i][p][k], sum);
-                const bool second = p * warp_size + lane_.index >= fours;
-                squares[0] += second ? 0.0F : sum;
-                squares[1] += second ? sum : 0.0F;
+                for (int p = 0; p < packs; ++p) {
+                    const int four = p * warp_size + lane_.index;
+                    const int token = first + (begin + i) * step + four / fours;
+                    if (warp + (begin + i) * warps < pairs &&
+                        static_cast<unsigned>(token) < static_cast<unsigned>(tokens()))
+                        load_floats(from + (begin + i) * step * Width + four * 4, values[i][p]);
+                }
             }
 #pragma unroll
-            for (int offset = warp_size / 2; offset > 0; offset /= 2) {
-                squares[0] += __shfl_xor_sync(all_lanes, squares[0], offset);
-                squares[1] += __shfl_xor_sync(all_lanes, squares[1], offset);
+            for (int p = 0; p < packs && begin == 0; ++p) {
+                const int four = p * warp_size + lane_.index, column = four % fours * 4, row = 2 * warp + four / fours;
+                if (p < period) load_floats(a_.norm_weight + column, weight[p]);
+                place[p] = shared_ + column / panel_depth * S::panel_bytes +
+                           place_in_slab(row, column % panel_depth / 8) + column % 8 * 2;
             }
-            const float scale[2] = {rsqrtf(squares[0] * (1.0F / Width) + a_.eps),
-                                    rsqrtf(squares[1] * (1.0F / Width) + a_.eps)};
 #pragma unroll
-            for (int p = 0; p < packs; ++p) {
-                const float own = p * warp_size + lane_.index >= fours ? scale[1] : scale[0];
-                float normed[4];
+            for (int i = 0; i < count; ++i) {
+                if (warp + (begin + i) * warps >= pairs) break;
+                float squares[2] = {};  // of both rows
 #pragma unroll
-                for (int k = 0; k < 4; ++k) normed[k] = values[i][p][k] * own * weight[p % 3][k];
-                store_shared(place[p] + i * 2 * warps * slab_row_bytes,
-                             uint2{pack_two<T>(normed[0], normed[1]), pack_two<T>(normed[2], normed[3])});
+                for (int p = 0; p < packs; ++p) {
+                    float sum = 0;
+#pragma unroll
+                    for (int k = 0; k < 4; ++k) sum = fmaf(values[i][p][k], values[i][p][k], sum);
+                    const bool second = p * warp_size + lane_.index >= fours;
+                    squares[0] += second ? 0.0F : sum;
+                    squares[1] += second ? sum : 0.0F;
+                }
+#pragma unroll
+                for (int offset = warp_size / 2; offset > 0; offset /= 2) {
+                    squares[0] += __shfl_xor_sync(all_lanes, squares[0], offset);
+                    squares[1] += __shfl_xor_sync(all_lanes, squares[1], offset);
+                }
+                const float scale[2] = {rsqrtf(squares[0] * (1.0F / Width) + a_.eps),
+                                        rsqrtf(squares[1] * (1.0F / Width) + a_.eps)};
+#pragma unroll
+                for (int p = 0; p < packs; ++p) {
+                    const float own = p * warp_size + lane_.index >= fours ? scale[1] : scale[0];
+                    float normed[4];
+#pragma unroll
+                    for (int k = 0; k < 4; ++k) normed[k] = values[i][p][k] * own * weight[p % period][k];
+                    store_shared(place[p] + (begin + i) * 2 * warps * slab_row_bytes,
+                                 uint2{pack_two<T>(normed[0], normed[1]), pack_two<T>(normed[2], normed[3])});
+                }
             }
         }
     }
@@ -287,9 +323,12 @@ private:
         __syncwarp();
     }
 
-    // Of the image's columns, the warp's in a round.
+    // Of all slabs, and of the image's columns, the group's and the warp's in a round.
+    __device__ int slab(int round) const {
+        return (block_ * S::rounds + round) * groups + group_;
+    }
     __device__ int column(int round) const {
-        return (round * groups + group_) * (slab_channels / column_channels) + warp_;
+        return slab(round) * (slab_channels / column_channels) + warp_;
     }
 
     // A token of the lane's quarter, its halo's first, of row i.
@@ -412,21 +451,25 @@ private:
         const int warp = group_ * group_warps + warp_, part = warp / 2;
         return {warp % 2, part / S::octet_parts * S::warp_tiles, part % S::octet_parts * S::warp_octets};
     }
+    __device__ static bool has_tile(const Share& own, int m) {
+        return !S::missing_tiles || own.tile + m < S::feature_tiles;
+    }
 
     // Adds the products of a round's c, a tile of 16 channels at a time; their weights are fetched beforehand.
     __device__ void project(int round) {
         constexpr int depths = groups * group_warps;
         const Share own = share();
         const unsigned c = shared_ + S::c + own.direction * S::c_direction_bytes + own.first * block_bytes;
-        const uint4* weights = reinterpret_cast<const uint4*>(a_.behind.weight) +
-                               ((round * 2 + own.direction) * depths * S::feature_tiles + own.tile) * warp_size +
-                               lane_.index;
+        const uint4* weights =
+            reinterpret_cast<const uint4*>(a_.behind.weight) +
+            (((block_ * S::rounds + round) * 2 + own.direction) * depths * S::feature_tiles + own.tile) * warp_size +
+            lane_.index;
         uint4 weight[depths][S::warp_tiles];
 #pragma unroll
         for (int depth = 0; depth < depths; ++depth) {
 #pragma unroll
             for (int m = 0; m < S::warp_tiles; ++m)
-                weight[depth][m] = weights[(depth * S::feature_tiles + m) * warp_size];
+                weight[depth][m] = has_tile(own, m) ? weights[(depth * S::feature_tiles + m) * warp_size] : uint4{};
         }
         wait_at(c_is_there(), round % 2);
         __syncwarp();
@@ -454,6 +497,58 @@ private:
         arrive_at(c_is_read());
     }
 
+    // The block of the cluster that stores an octet, which of its octets that is, and how many it has.
+    __device__ static int keeper(int octet) {
+        return octet % S::cluster;
+    }
+    __device__ static int kept_as(int octet) {
+        return octet / S::cluster;
+    }
+    __device__ int own_octets() const {
+        return (S::octets - block_ + S::cluster - 1) / S::cluster;
+    }
+    // Where in an inbox a lane's sums of one of its octets lie, of the warp's first tile of features.
+    __device__ int sums_at(const Share& own, int octet) const {
+        return S::weights + kept_as(octet) * S::octet_bytes +
+               (own.direction * S::feature_tiles + own.tile) * S::sum_bytes + lane_.index * 16;
+    }
+    __device__ void send_projected() const {
+        const Share own = share();
+#pragma unroll
+        for (int n = 0; n < S::warp_octets; ++n) {
+            const int octet = own.first + n;
+            if (octet >= S::octets) break;
+            const unsigned there = place_in_block(shared_, keeper(octet));
+#pragma unroll
+            for (int m = 0; m < S::warp_tiles; ++m) {
+                const float(&p)[4] = projected_[n][m];
+                if (!has_tile(own, m)) break;
+                send(there + block_ * S::inbox_bytes + sums_at(own, octet) + m * S::sum_bytes,
+                     float4{p[0], p[1], p[2], p[3]}, there + S::inbox_barrier);
+            }
+        }
+    }
+    __device__ void collect_projected() {
+        const Share own = share();
+#pragma unroll
+        for (int n = 0; n < S::warp_octets; ++n) {
+            const int octet = own.first + n;
+            if (octet >= S::octets || keeper(octet) != block_) continue;
+#pragma unroll
+            for (int m = 0; m < S::warp_tiles; ++m) {
+                float(&p)[4] = projected_[n][m];
+                if (!has_tile(own, m)) break;
+                p[0] = p[1] = p[2] = p[3] = 0;
+#pragma unroll
+                for (int block = 0; block < S::cluster; ++block) {
+                    const auto of =
+                        load_shared<float4>(shared_ + block * S::inbox_bytes + sums_at(own, octet) + m * S::sum_bytes);
+                    p[0] += of.x, p[1] += of.y, p[2] += of.z, p[3] += of.w;
+                }
+            }
+        }
+    }
+
     __device__ void store_projected() const {
         constexpr int row_bytes = S::features * 2;
         const Share own = share();
@@ -466,18 +561,19 @@ private:
         for (int n = 0; n < S::warp_octets; ++n) {
             const int octet = own.first + n;
             const int token = (first_ + octet) * octet_tokens + step;
-            const bool there = octet < S::octets && token < tokens();
+            const bool there = octet < S::octets && keeper(octet) == block_ && token < tokens();
 #pragma unroll
             for (int m = 0; m < S::warp_tiles; ++m) {
                 const float(&p)[4] = projected_[n][m];
                 const uint2 values{transpose(pack_two<T>(p[0], p[1])), transpose(pack_two<T>(p[2], p[3]))};
-                store_if(there, to + static_cast<std::int64_t>(token) * row_bytes + m * tile * 2, values);
+                store_if(there && has_tile(own, m), to + static_cast<std::int64_t>(token) * row_bytes + m * tile * 2,
+                         values);
             }
         }
     }
 
     const BeforeScan& a_;
-    const int image_, first_;
+    const int image_, first_, block_;
     const int group_, warp_;
     const Lane lane_;
     const bool leads_;
@@ -488,65 +584,62 @@ private:
     float projected_[S::warp_octets][S::warp_tiles][4] = {};
 };
 
-template <typename T, int Width, int Octets>
+template <typename T, int Width, int Octets, int Cluster>
 __global__ void __launch_bounds__(threads, 1) before_scan_of(const __grid_constant__ BeforeScan a) {
     extern __shared__ float4 shared[];
     const int runs = ((a.behind.conv.tokens + octet_tokens - 1) / octet_tokens + Octets - 1) / Octets;
-    const int index = static_cast<int>(blockIdx.x);
-    Run<T, Width, Octets> run(a, index / runs, index % runs * Octets, shared_address(shared));
+    const int index = static_cast<int>(blockIdx.x) / Cluster;
+    Run<T, Width, Octets, Cluster> run(a, index / runs, index % runs * Octets, static_cast<int>(blockIdx.x) % Cluster,
+                                       shared_address(shared));
     run.take();
     // Not before: the scan's blocks would be set up where runs of this kernel are still to come.
     let_successor_begin();
 }
 
-// Calls function.operator()<T, Width, Octets>() with the kernel's.
+// Calls function.operator()<T, Width, Octets, Cluster>() with the kernel's.
 template <typename F>
-void with_kernel(const BeforeScan& a, int octets, const F& function) {
+void with_kernel(const BeforeScan& a, const TokenRun& run, const F& function) {
     const auto of_width = [&]<typename T, int Width>() {
-        switch (octets) {
-            case 3:
-                return function.template operator()<T, Width, 3>();
-            case 4:
-                return function.template operator()<T, Width, 4>();
-            case 5:
-                return function.template operator()<T, Width, 5>();
-            case 6:
-                return function.template operator()<T, Width, 6>();
-            case 9:
-                return function.template operator()<T, Width, 9>();
-            case 12:
-                return function.template operator()<T, Width, 12>();
-            case 13:
-                return function.template operator()<T, Width, 13>();
+        const auto of_one = [&]<std::size_t I>() {
+            constexpr TimedRun one = before_scan_runs[I];
+            if constexpr (one.time(Width) > 0) {
+                if (one.run != run) return false;
+                function.template operator()<T, Width, one.run.octets, one.run.blocks>();
+                return true;
+            }
+            return false;
+        };
+        const bool found = [&]<std::size_t... I>(std::index_sequence<I...>) {
+            return (of_one.template operator()<I>() || ...);
         }
-        throw std::logic_error("the kernel in front of scans has no runs of so many octets");
+        (std::make_index_sequence<std::size(before_scan_runs)>());
+        if (!found) throw std::logic_error("the kernel in front of scans has no such runs");
     };
     const auto of_type = [&]<typename T>() {
-        a.width == 192 ? of_width.template operator()<T, 192>() : of_width.template operator()<T, 384>();
+        if (a.width == 192) return of_width.template operator()<T, 192>();
+        if (a.width == 384) return of_width.template operator()<T, 384>();
+        return of_width.template operator()<T, 768>();
     };
     a.behind.conv.dtype == DType::F16 ? of_type.template operator()<__half>()
                                       : of_type.template operator()<__nv_bfloat16>();
 }
 
-std::int64_t runs_of(const BeforeScan& a, int octets) {
-    return std::int64_t{blocks_for(blocks_for(a.behind.conv.tokens, octet_tokens), octets)} * a.behind.conv.batch;
-}
-
 // What the kernel takes, and what the steps by themselves do, in microseconds as measured on an H100
-// (docs/performance.md): as many runs at once as there are multiprocessors take as long as one.
-double time_of_runs(const BeforeScan& a, std::size_t runs, const DeviceProperties& device) {
-    constexpr double of_ti[] = {11.3, 11.7, 12.5, 13.7, 17.5, 23.3, 24.5}, of_s[] = {24, 25.5, 29.5, 34, 45, 62.5, 65};
-    static_assert(std::size(of_ti) == std::size(before_scan_runs) && std::size(of_s) == std::size(before_scan_runs));
-    const unsigned rounds = blocks_for(runs_of(a, before_scan_runs[runs]), std::max(1, device.multiprocessors));
-    return rounds * (a.width == 192 ? of_ti : of_s)[runs];
+// (docs/performance.md): as many runs at once as the device has room for take as long as one.
+double time_of_run(const BeforeScan& a, const TimedRun& timed, const DeviceProperties& device) {
+    return blocks_for(runs_of(a.behind, timed.run), clusters_at_once(device, timed.run.blocks)) * timed.time(a.width);
 }
 double time_of_steps(const BeforeScan& a) {
     const double rows = static_cast<double>(a.behind.conv.batch) * a.behind.conv.tokens;
-    return a.width == 192 ? 10 + 0.0021 * rows : 11 + 0.0053 * rows;
+    if (a.width == 192) return 10 + 0.0021 * rows;
+    return a.width == 384 ? 11 + 0.0053 * rows : 16 + 0.004 * rows;
 }
 
-// Runs of fewer octets fill the chip where it would be empty otherwise, which it is not where other steps run beside.
-constexpr int least_shared_run = 6;
+// Short runs, and those shared out, fill the chip where it would be empty otherwise, which it is not where other steps
+// run beside.
+constexpr bool fills_the_chip(const TokenRun& run) {
+    return run.octets < 6 || run.blocks > 1;
+}
 
 }  // namespace
 
@@ -571,32 +664,35 @@ DirectedElement before_scan_x_proj_element(int features, std::int64_t i) {
 }
 
 bool before_scan_takes(const BeforeScan& a, const DeviceProperties& device) {
-    if (!device.warpgroup_products || (a.width != 192 && a.width != 384) || !conv_x_proj_takes(a.behind) ||
-        a.behind.conv.channels != 2 * a.width)
+    if (!device.warpgroup_products || (a.width != 192 && a.width != 384 && a.width != 768) ||
+        !conv_x_proj_takes(a.behind) || a.behind.conv.channels != 2 * a.width)
         return false;
-    bool fits = false;
-    with_kernel(a, std::end(before_scan_runs)[-1], [&]<typename T, int Width, int Octets>() {
-        using S = Sizes<Width, Octets>;
-        fits = a.behind.features == S::features && S::bytes <= device.shared_bytes_per_block;
-    });
+    bool fits = true;
+    for (const TimedRun& timed : before_scan_runs) {
+        if (timed.time(a.width) == 0) continue;
+        with_kernel(a, timed.run, [&]<typename T, int Width, int Octets, int Cluster>() {
+            using S = Sizes<Width, Octets, Cluster>;
+            fits = fits && a.behind.features == S::features && S::bytes <= device.shared_bytes_per_block;
+        });
+    }
     return fits;
 }
 
-int before_scan_octets(const BeforeScan& a, const DeviceProperties& device, bool alone) {
-    int best = 0;
+TokenRun before_scan_run(const BeforeScan& a, const DeviceProperties& device, bool alone) {
+    TokenRun best;
     double least = time_of_steps(a);
-    for (std::size_t i = 0; i < std::size(before_scan_runs); ++i) {
-        if (!alone && before_scan_runs[i] < least_shared_run) continue;
-        if (const double time = time_of_runs(a, i, device); time < least) best = before_scan_runs[i], least = time;
+    for (const TimedRun& timed : before_scan_runs) {
+        if (timed.time(a.width) == 0 || (!alone && fills_the_chip(timed.run))) continue;
+        if (const double time = time_of_run(a, timed, device); time < least) best = timed.run, least = time;
     }
     return best;
 }
 
 void before_scan(const BeforeScan& a, cudaStream_t stream) {
-    with_kernel(a, a.octets, [&]<typename T, int Width, int Octets>() {
-        constexpr int bytes = Sizes<Width, Octets>::bytes;
-        launch("before_scan", before_scan_of<T, Width, Octets>,
-               {static_cast<unsigned>(runs_of(a, Octets)), threads, bytes}, stream, a);
+    with_kernel(a, a.run, [&]<typename T, int Width, int Octets, int Cluster>() {
+        constexpr int bytes = Sizes<Width, Octets, Cluster>::bytes;
+        launch("before_scan", before_scan_of<T, Width, Octets, Cluster>,
+               {static_cast<unsigned>(runs_of(a.behind, a.run) * Cluster), threads, bytes, Cluster}, stream, a);
     });
 }
 

@@ -1,5 +1,6 @@
-// What lies in front of a scan, in one kernel: the norm, in_proj, and convolution and x_proj of both directions. For
-// many tokens, where memory is what it waits for: neither the norm's result nor x is ever stored.
+// What lies in front of a scan, in one kernel: the norm, in_proj, and convolution and x_proj of both directions.
+// Neither the norm's result nor x is ever stored. For many tokens, where memory is what it waits for; and where the
+// blocks of a cluster share out a run's channels, for few.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -22,10 +23,22 @@ struct BeforeScan {
     int width = 0;
     unsigned* zeros = nullptr;  // to be written for the scan: zeros_count of them
     int zeros_count = 0;
-    int octets = 0;  // of a block's run of tokens, one of before_scan_runs: see before_scan_octets()
+    TokenRun run;  // one of before_scan_runs: see before_scan_run()
 };
 
-inline constexpr int before_scan_runs[] = {3, 4, 5, 6, 9, 12, 13};
+// Which there are, and what one takes with each width, in microseconds; 0 where there is none.
+struct TimedRun {
+    TokenRun run;
+    double of_192, of_384, of_768;
+    constexpr double time(int width) const { return width == 192 ? of_192 : width == 384 ? of_384 : of_768; }
+};
+inline constexpr TimedRun before_scan_runs[] = {
+    {{3, 1}, 11.3, 0, 0},  {{4, 1}, 11.7, 0, 0},     {{5, 1}, 12.5, 28, 0},  {{6, 1}, 13.7, 34, 0},
+    {{9, 1}, 17.5, 45, 0}, {{12, 1}, 23.3, 62.5, 0}, {{13, 1}, 24.5, 65, 0}, {{3, 2}, 8.3, 0, 0},
+    {{4, 2}, 9.0, 0, 0},   {{5, 2}, 9.7, 17.5, 0},   {{6, 2}, 10.5, 19, 0},  {{9, 2}, 11.9, 23.5, 0},
+    {{3, 4}, 0, 8.9, 0},   {{4, 4}, 0, 9.9, 0},      {{5, 4}, 0, 10.3, 0},   {{6, 4}, 0, 10.7, 0},
+    {{9, 4}, 0, 14, 0},    {{4, 8}, 0, 0, 14.1},     {{5, 8}, 0, 0, 15.2},
+};
 
 // An element of a matrix.
 struct MatrixElement {
@@ -40,11 +53,11 @@ struct DirectedElement {
 };
 DirectedElement before_scan_x_proj_element(int features, std::int64_t i);
 
-// What the kernel was made for: RMSNorm and 16-bit storage, widths of 192 and 384, compute capability 9.0.
+// What the kernel was made for: RMSNorm and 16-bit storage, widths of 192, 384 and 768, compute capability 9.0.
 bool before_scan_takes(const BeforeScan& a, const DeviceProperties& device);
-// Which runs serve a shape best; 0 where a kernel for each step is faster. `alone`: nothing else runs beside the
-// kernel.
-int before_scan_octets(const BeforeScan& a, const DeviceProperties& device, bool alone);
+// Which runs serve a shape best; of no octets where a kernel for each step is faster. `alone`: nothing else runs beside
+// the kernel.
+TokenRun before_scan_run(const BeforeScan& a, const DeviceProperties& device, bool alone);
 void before_scan(const BeforeScan& a, cudaStream_t stream);
 
 }  // namespace vimrt::cuda

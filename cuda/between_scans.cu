@@ -1,10 +1,11 @@
-// The blocks of a cluster own a run of 16 tokens of an image. With the three tokens before and behind it, which the
-// convolution needs, these are 22 rows. Each block has an eighth of the columns of every product:
+// The blocks of a cluster own a run of 16 tokens of an image, or of 24. With the three tokens before and behind it,
+// which the convolution needs, these are 22 rows, or 30. Each block has an eighth of the columns of every product, or a
+// quarter:
 //
 //   - of out_proj, whose sums with the residual it sends to all blocks, so that each has whole rows to normalise;
 //   - of in_proj, the channels of x that it convolves, and the same channels of z;
-//   - of x_proj, as that sums over channels, an eighth of the depth: what it has of a row goes to the block that sums
-//     that row.
+//   - of x_proj, as that sums over channels, as much of the depth: what it has of a token goes to the block that sums
+//     that token's.
 //
 // So blocks wait for one another twice, and all else lies in a block's own shared memory. What they send tells the
 // barrier that it is waited for at; a barrier of the cluster would wait for all that blocks have written anywhere.
@@ -24,16 +25,11 @@ namespace vimrt::cuda {
 namespace {
 
 constexpr int warp_size = 32;
-constexpr int warps = 8;
-constexpr int threads = warps * warp_size;
-constexpr int blocks = 8;  // of a cluster
 constexpr int taps = 4;
 constexpr int halo = taps - 1;
-constexpr int own_tokens = 16;
-constexpr int rows = own_tokens + 2 * halo;
+constexpr int tile = 16;         // rows of a product by a warp
 constexpr int piece_bytes = 16;  // of a copy, and of what a lane takes at a time
 constexpr int depth_parts = 4;   // into which warps split the depth of out_proj
-constexpr int conv_tokens = 4;   // that a thread convolves
 constexpr unsigned all_lanes = 0xFFFFFFFFU;
 
 // Rows of shared memory whose bytes are an odd number of pieces: eight rows' lie in different banks.
@@ -46,9 +42,22 @@ __device__ constexpr int swizzled(int row, int piece) {
     return piece ^ (row % 2 * 4 + row % 8 / 2);
 }
 
-// Of a block: what it has of each matrix, and where that lies in its shared memory.
-template <int Width>
+constexpr int greatest_divisor(int of, int limit) {
+    while (of % limit != 0) --limit;
+    return limit;
+}
+
+// Of a block, one of `Blocks` of a cluster: what it has of each matrix, and where that lies in its shared memory.
+template <int Width, int Octets, int Blocks>
 struct Sizes {
+    static constexpr int octets = Octets;  // of a run
+    static constexpr int own_tokens = octets * octet_tokens;
+    static constexpr int rows = own_tokens + 2 * halo;
+    static constexpr int row_tiles = (rows + tile - 1) / tile;
+    static constexpr int warps = depth_parts * row_tiles;
+    static constexpr int threads = warps * warp_size;
+    static constexpr int blocks = Blocks;
+
     static constexpr int inner = 2 * Width;
     static constexpr int features = Width == 192 ? 48 : 64;
     static constexpr int own_columns = Width / blocks;            // of the residual
@@ -57,6 +66,8 @@ struct Sizes {
     static_assert(weight_bytes == own_channels * Width * 2);
     static constexpr int channel_row = odd_row(own_channels * 2);
     static constexpr int sum_row = odd_row(Width * 4);
+    // Tokens that a thread convolves of two channels, such that as many threads as there are have some.
+    static constexpr int conv_tokens = own_tokens / greatest_divisor(own_tokens, threads / own_channels);
 
     static constexpr int out_weight = 0;
     static constexpr int x_weight = out_weight + weight_bytes;
@@ -74,16 +85,18 @@ struct Sizes {
     // First the parts of out_proj's sums, [part][row]. When blocks have met, c and x_proj's.
     static constexpr int part_bytes = rows * own_columns * 4;
     static constexpr int c = work;                                  // [direction][token]
-    static constexpr int inbox = c + 2 * own_tokens * channel_row;  // [block][row]
-    static constexpr int inbox_rows = 2 * own_tokens / blocks;
-    static constexpr int inbox_bytes = inbox_rows * features * 4;
+    static constexpr int inbox = c + 2 * own_tokens * channel_row;  // [block][feature][token]
+    static constexpr int inbox_tokens = 2 * own_tokens / blocks;    // of both directions, one behind the other
+    static_assert(inbox_tokens % 4 == 0);
+    static constexpr int inbox_row = (inbox_tokens + 2) * 4;  // pairs of features lie in different banks
+    static constexpr int inbox_bytes = features * inbox_row;
     static constexpr int barriers = std::max(work + depth_parts * part_bytes, inbox + blocks * inbox_bytes);
     static constexpr int bytes = barriers + 16;
 };
 
-template <typename T, int Width>
+template <typename T, int Width, int Octets, int Blocks>
 class Run {
-    using S = Sizes<Width>;
+    using S = Sizes<Width, Octets, Blocks>;
 
 public:
     __device__ Run(const BetweenScans& a, int image, int first, int block, const char* shared)
@@ -139,8 +152,8 @@ private:
             begin_barrier(sums_barrier(), 1);
             begin_barrier(inbox_barrier(), 1);
             announce_barriers();
-            if (a_.y != nullptr) expect_bytes(sums_barrier(), rows * Width * 4);
-            expect_bytes(inbox_barrier(), blocks * S::inbox_bytes);
+            if (a_.y != nullptr) expect_bytes(sums_barrier(), S::rows * Width * 4);
+            expect_bytes(inbox_barrier(), S::blocks * S::inbox_tokens * S::features * 4);
         }
         arrive_empty_handed();
     }
@@ -148,7 +161,7 @@ private:
     __device__ int tokens() const { return a_.behind.conv.tokens; }
     __device__ int token_of(int row) const { return first_ + row - halo; }
     __device__ bool exists(int token) const { return static_cast<unsigned>(token) < static_cast<unsigned>(tokens()); }
-    __device__ bool is_own(int row) const { return static_cast<unsigned>(row - halo) < own_tokens; }
+    __device__ bool is_own(int row) const { return static_cast<unsigned>(row - halo) < S::own_tokens; }
     // A token's row in arrays of all images; beyond the image's ends that of the token nearest.
     __device__ std::int64_t array_row(int token) const {
         return static_cast<std::int64_t>(image_) * tokens() + min(max(token, 0), tokens() - 1);
@@ -188,7 +201,7 @@ private:
         if (thread_ >= fetchers) fetch_x_proj(thread_ - fetchers);
         const CausalConv& conv = a_.behind.conv;
         constexpr int tap_pieces = S::own_channels / 4;
-        static_assert(2 * (taps + 1) * tap_pieces <= threads);
+        static_assert(2 * (taps + 1) * tap_pieces <= S::threads);
         if (thread_ < 2 * (taps + 1) * tap_pieces) {
             const int row = thread_ / tap_pieces;
             const int tap = row % (taps + 1);
@@ -203,7 +216,7 @@ private:
     // By the other threads.
     __device__ void fetch_x_proj(int thread) const {
         constexpr int pieces = S::own_channels / 8;
-        constexpr int step = (threads - fetchers) / pieces;  // rows
+        constexpr int step = (S::threads - fetchers) / pieces;  // rows
         const int row = thread / pieces, piece = thread % pieces;
         if (row >= step) return;
         const unsigned to = shared_ + S::x_proj + row * S::channel_row + piece * piece_bytes;
@@ -218,7 +231,7 @@ private:
     // Where no y is added, the residual is what is normalised.
     __device__ void fetch_residual() const {
         constexpr int pieces = Width / 4;
-        for (int i = thread_; i < rows * pieces; i += threads) {
+        for (int i = thread_; i < S::rows * pieces; i += S::threads) {
             const int row = i / pieces, piece = i % pieces;
             copy_async(shared_ + S::sums + row * S::sum_row + piece * piece_bytes,
                        a_.residual + array_row(token_of(row)) * Width + piece * 4);
@@ -226,13 +239,13 @@ private:
         commit_copies();
     }
 
-    // Of y out_weight^T the block's columns. Warps share out two tiles of 16 rows and four parts of the depth. What a
+    // Of y out_weight^T the block's columns. Warps share out tiles of 16 rows and four parts of the depth. What a
     // warp takes of y nobody else does, so that it comes without a detour; and that a lane has eight neighbouring
     // columns at once, the order of columns in products is theirs.
     __device__ void project_out() {
         constexpr int tiles = S::own_columns / 8;
         constexpr int chunks = S::inner / depth_parts / 32;
-        const int tile_row = warp_ % 2 * 16, part = warp_ / 2;
+        const int tile_row = warp_ % S::row_tiles * tile, part = warp_ / S::row_tiles;
         uint4 y[chunks][2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -262,7 +275,7 @@ private:
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int row = tile_row + g_ + 8 * i;
-            if (row >= rows) continue;
+            if (row >= S::rows) continue;
 #pragma unroll
             for (int tile = 0; tile < tiles; ++tile)
                 store_shared(shared_ + S::work + part * S::part_bytes + (row * S::own_columns + tile * 8 + 2 * q_) * 4,
@@ -274,17 +287,17 @@ private:
     }
 
     // Four columns of the residual, as a thread sums them, `i`th of those it has.
-    static constexpr int fours = rows * S::own_columns / 4;
-    static constexpr int own_fours = (fours + threads - 1) / threads;
+    static constexpr int fours = S::rows * S::own_columns / 4;
+    static constexpr int own_fours = (fours + S::threads - 1) / S::threads;
     struct Place {
         int row, column;
     };
     __device__ Place place_of(int i) const {
-        const int four = i * threads + thread_;
+        const int four = i * S::threads + thread_;
         return {four / (S::own_columns / 4), four % (S::own_columns / 4) * 4};
     }
     __device__ bool has(int i) const {
-        return i * threads + thread_ < fours;
+        return i * S::threads + thread_ < fours;
     }
     __device__ std::int64_t residual_at(const Place& place) const {
         return array_row(token_of(place.row)) * Width + block_ * S::own_columns + place.column;
@@ -310,7 +323,7 @@ private:
             }
             const int to = S::sums + place.row * S::sum_row + (block_ * S::own_columns + place.column) * 4;
 #pragma unroll
-            for (int block = 0; block < blocks; ++block) {
+            for (int block = 0; block < S::blocks; ++block) {
                 const unsigned there = place_in_block(shared_, block);
                 send(there + to, sum, there + S::barriers);
             }
@@ -335,9 +348,9 @@ private:
     }
     // A warp normalises a few rows, in their places.
     __device__ void normalise() const {
-        constexpr int own_rows = (rows + warps - 1) / warps;
+        constexpr int own_rows = (S::rows + S::warps - 1) / S::warps;
         const unsigned first = shared_ + S::sums + warp_ * S::sum_row;
-        const auto has_row = [&](int k) { return (k + 1) * warps <= rows || warp_ + k * warps < rows; };
+        const auto has_row = [&](int k) { return (k + 1) * S::warps <= S::rows || warp_ + k * S::warps < S::rows; };
         float2 pair[own_rows][pairs] = {};
         float squares[own_rows] = {};
 #pragma unroll
@@ -345,7 +358,8 @@ private:
 #pragma unroll
             for (int i = 0; i < pairs; ++i) {
                 float2& two = pair[k][i];
-                if (has_row(k)) two = load_shared<float2>(first + k * warps * S::sum_row + (i * warp_size + lane_) * 8);
+                if (has_row(k))
+                    two = load_shared<float2>(first + k * S::warps * S::sum_row + (i * warp_size + lane_) * 8);
                 squares[k] = fmaf(two.x, two.x, fmaf(two.y, two.y, squares[k]));
             }
         }
@@ -362,31 +376,31 @@ private:
             for (int i = 0; i < pairs; ++i) {
                 const float2 two{pair[k][i].x * scale * norm_weight_[i].x, pair[k][i].y * scale * norm_weight_[i].y};
                 if (has_row(k))
-                    store_shared(first + k * warps * S::sum_row + (i * warp_size + lane_) * 4,
+                    store_shared(first + k * S::warps * S::sum_row + (i * warp_size + lane_) * 4,
                                  pack_two<T>(two.x, two.y));
             }
         }
     }
 
-    // Of the norm times in_weight^T the block's channels of x, to shared memory, and of z. Warps share out two tiles of
-    // 16 rows and both halves of both.
+    // Of the norm times in_weight^T the block's channels of x, to shared memory, and of z. Warps share out tiles of 16
+    // rows and both halves of both.
     static constexpr int in_channels = S::own_channels / 2;  // of a warp
     static constexpr int in_tiles = in_channels / 8;
     __device__ bool has_z() const {
-        return warp_ >= warps / 2;
+        return warp_ >= S::warps / 2;
     }
     // Of a warp's channels the lane's first two; they lie in every eighth from there.
     __device__ int in_channel() const {
-        return warp_ / 2 % 2 * in_channels + 2 * q_;
+        return warp_ / S::row_tiles % 2 * in_channels + 2 * q_;
     }
     __device__ int in_row(int i) const {
-        return warp_ % 2 * 16 + g_ + 8 * i;
+        return warp_ % S::row_tiles * tile + g_ + 8 * i;
     }
     __device__ void project_in() {
-        const int tile_row = warp_ % 2 * 16;
+        const int tile_row = warp_ % S::row_tiles * tile;
         const unsigned left =
-            shared_ + S::sums + min(tile_row + lane_ % 16, rows - 1) * S::sum_row + lane_ / 16 * piece_bytes;
-        const int weight_row = warp_ / 2 % 2 * in_channels + lane_ % 8;
+            shared_ + S::sums + min(tile_row + lane_ % 16, S::rows - 1) * S::sum_row + lane_ / 16 * piece_bytes;
+        const int weight_row = warp_ / S::row_tiles % 2 * in_channels + lane_ % 8;
         const unsigned right = shared_ + (has_z() ? S::z_weight : S::x_weight) + weight_row * (Width / 8) * piece_bytes;
         float sum[in_tiles][4] = {};
 #pragma unroll
@@ -413,7 +427,7 @@ private:
                 const float2 two{sum[tile][2 * i], sum[tile][2 * i + 1]};
                 z_[i][tile] = pack_two<T>(two.x, two.y);
                 // Beyond the image's ends, the convolution takes zeros.
-                if (!has_z() && row < rows)
+                if (!has_z() && row < S::rows)
                     store_shared(shared_ + S::x + row * S::x_row + (in_channel() + tile * 8) * 4,
                                  there ? two : float2{});
             }
@@ -434,10 +448,12 @@ private:
 
     // c of both directions, in the order of conv_x_proj_channel(). A thread has a pair of channels and a few tokens.
     __device__ void convolve() const {
+        constexpr int conv_tokens = S::conv_tokens;
         constexpr int pairs = S::own_channels / 2;
-        constexpr int items = pairs * 2 * (own_tokens / conv_tokens);
-#pragma unroll 1
-        for (unsigned item = static_cast<unsigned>(thread_); item < items; item += threads) {
+        constexpr int items = pairs * 2 * (S::own_tokens / conv_tokens);
+        static_assert(items <= S::threads);
+        if (thread_ < items) {
+            const auto item = static_cast<unsigned>(thread_);
             const int pair = static_cast<int>(item % pairs);
             const int direction = static_cast<int>(item / pairs % 2);
             const int first = static_cast<int>(item / pairs / 2) * conv_tokens;
@@ -463,40 +479,50 @@ private:
                 const int token = direction == 0 ? first + t : first + conv_tokens - 1 - t;
                 // An octet's rest is zeros (scan_elements()). Not a choice: the compiler would branch.
                 const unsigned there = first_ + token < tokens() ? ~0U : 0U;
-                store_shared(shared_ + S::c + (direction * own_tokens + token) * S::channel_row + place,
+                store_shared(shared_ + S::c + (direction * S::own_tokens + token) * S::channel_row + place,
                              pack_two<T>(silu_for_16_bits(sum.x), silu_for_16_bits(sum.y)) & there);
             }
         }
     }
 
-    // Of c times x_proj^T what the block's channels add, to the blocks that sum it up. Warps share out directions and
-    // features.
+    // Of x_proj c^T what the block's channels add, to the blocks that sum it up. Warps share out directions, tiles of
+    // features and octets.
     __device__ void project_x() const {
-        const int direction = warp_ % 2, first_feature = warp_ / 2 * 16;
-        if (first_feature >= S::features) return;
-        const unsigned left =
-            shared_ + S::c + (direction * own_tokens + lane_ % 16) * S::channel_row + lane_ / 16 * piece_bytes;
-        const unsigned right = shared_ + S::x_proj +
-                               (direction * S::features + first_feature + lane_ / 16 * 8 + lane_ % 8) * S::channel_row +
+        constexpr int feature_tiles = S::features / tile;
+        constexpr int parts = S::warps / 2 / feature_tiles, part_octets = (S::octets + parts - 1) / parts;
+        const int direction = warp_ % 2, feature = warp_ / 2 % feature_tiles * tile;
+        const int first = warp_ / 2 / feature_tiles * part_octets;
+        if (first >= S::octets) return;
+        const auto is_there = [&](int octet) { return first + octet < S::octets; };
+        const unsigned left = shared_ + S::x_proj + (direction * S::features + feature + lane_ % 16) * S::channel_row +
+                              lane_ / 16 * piece_bytes;
+        const unsigned right = shared_ + S::c +
+                               (direction * S::own_tokens + first * octet_tokens + lane_ % 8) * S::channel_row +
                                lane_ / 8 % 2 * piece_bytes;
-        float sum[2][4] = {};
+        float sum[part_octets][4] = {};
 #pragma unroll
         for (int k = 0; k < S::own_channels / 16; ++k) {
-            unsigned c[4], weight[4];
-            load_matrices(c, left + k * 32);
-            load_matrices(weight, right + k * 32);
-            multiply_add<T>(sum[0], c, {weight[0], weight[1]});
-            multiply_add<T>(sum[1], c, {weight[2], weight[3]});
+            unsigned weight[4];
+            load_matrices(weight, left + k * 32);
+#pragma unroll
+            for (int n = 0; n < part_octets; n += 2) {
+                unsigned c[4];  // of two octets, or one twice
+                const int second = n + 1 < part_octets && is_there(n + 1) ? n + 1 : n;
+                load_matrices(c, right + k * 32 + (lane_ < 16 ? n : second) * octet_tokens * S::channel_row);
+                multiply_add<T>(sum[n], weight, {c[0], c[1]});
+                if (n + 1 < part_octets) multiply_add<T>(sum[n + 1], weight, {c[2], c[3]});
+            }
         }
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int row = direction * own_tokens + g_ + 8 * i;
-            const unsigned there = place_in_block(shared_, row / S::inbox_rows);
-            const unsigned to = there + S::inbox + block_ * S::inbox_bytes +
-                                (row % S::inbox_rows * S::features + first_feature + 2 * q_) * 4;
+        for (int n = 0; n < part_octets; ++n) {
+            if (!is_there(n)) break;
+            const int token = direction * S::own_tokens + (first + n) * octet_tokens + 2 * q_;
+            const unsigned there = place_in_block(shared_, token / S::inbox_tokens);
+            const unsigned to = there + S::inbox + block_ * S::inbox_bytes + (feature + g_) * S::inbox_row +
+                                token % S::inbox_tokens * 4;
 #pragma unroll
-            for (int tile = 0; tile < 2; ++tile)
-                send(to + tile * 32, float2{sum[tile][2 * i], sum[tile][2 * i + 1]}, there + S::barriers + 8);
+            for (int i = 0; i < 2; ++i)
+                send(to + 8 * i * S::inbox_row, float2{sum[n][2 * i], sum[n][2 * i + 1]}, there + S::barriers + 8);
         }
     }
 
@@ -506,41 +532,49 @@ private:
         constexpr int columns = S::own_channels / column_channels;
         constexpr int octet_bytes = octet_tokens * column_channels * 2;
         const int octets = (tokens() + octet_tokens - 1) / octet_tokens;
-        const int octet = first_ / octet_tokens;
+        constexpr int pairs = (S::octets + 1) / 2;
 #pragma unroll
-        for (int i = warp_; i < 2 * columns; i += warps) {
-            const int direction = i / columns, column = i % columns;
+        for (int i = warp_; i < 2 * columns * pairs; i += S::warps) {
+            const int direction = i / columns % 2, column = i % columns, own = i / columns / 2 * 2;
+            const int octet = first_ / octet_tokens + own;
             const int step = direction == 0 ? lane_ % 8 : octet_tokens - 1 - lane_ % 8;
-            unsigned values[4];  // of two octets, both halves of the column's channels
-            load_transposed(values, shared_ + S::c + (direction * own_tokens + lane_ / 16 * 8 + step) * S::channel_row +
+            unsigned values[4];  // of two octets, or one twice, both halves of the column's channels
+            const int token = min(own + lane_ / 16, S::octets - 1) * octet_tokens + step;
+            load_transposed(values, shared_ + S::c + (direction * S::own_tokens + token) * S::channel_row +
                                         column * 32 + lane_ / 8 % 2 * piece_bytes);
             const std::int64_t to =
                 static_cast<std::int64_t>(image_) * (S::inner / column_channels) + block_ * columns + column;
             char* c = static_cast<char*>(direction == 0 ? conv.forward : conv.backward) +
                       (to * octets + octet) * octet_bytes + lane_ * 8;
-            *reinterpret_cast<uint2*>(c) = uint2{values[0], values[1]};
-            if (octet + 1 < octets) *reinterpret_cast<uint2*>(c + octet_bytes) = uint2{values[2], values[3]};
+            if (octet < octets) *reinterpret_cast<uint2*>(c) = uint2{values[0], values[1]};
+            if (own + 1 < S::octets && octet + 1 < octets)
+                *reinterpret_cast<uint2*>(c + octet_bytes) = uint2{values[2], values[3]};
         }
     }
 
-    // Sums what all blocks have sent.
+    // Sums what all blocks have sent. A thread has two features of two tokens.
     __device__ void store_projected() const {
-        constexpr int pairs = S::inbox_rows * S::features / 2;
-        static_assert(pairs <= threads);
-        if (thread_ >= pairs) return;
-        float2 sum{};
+        constexpr int pairs = S::features / 2;
+        static_assert(S::inbox_tokens / 2 * pairs <= S::threads);
+        if (thread_ >= S::inbox_tokens / 2 * pairs) return;
+        const int pair = thread_ % pairs, own = thread_ / pairs * 2;
+        float2 sum[2]{};  // of a feature each
 #pragma unroll
-        for (int block = 0; block < blocks; ++block) {
-            const auto of = load_shared<float2>(shared_ + S::inbox + (block * pairs + thread_) * 8);
-            sum.x += of.x, sum.y += of.y;
+        for (int block = 0; block < S::blocks; ++block) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const auto of = load_shared<float2>(shared_ + S::inbox + block * S::inbox_bytes +
+                                                    (2 * pair + i) * S::inbox_row + own * 4);
+                sum[i].x += of.x, sum[i].y += of.y;
+            }
         }
-        const int row = block_ * S::inbox_rows + thread_ / (S::features / 2);
-        const int token = first_ + row % own_tokens;
-        if (token >= tokens()) return;
+        const int row = block_ * S::inbox_tokens + own;
+        const int token = first_ + row % S::own_tokens;
         const std::int64_t to =
-            row / own_tokens * (static_cast<std::int64_t>(a_.behind.conv.batch) * tokens()) + array_row(token);
-        reinterpret_cast<unsigned*>(a_.behind.projected)[to * (S::features / 2) + thread_ % (S::features / 2)] =
-            pack_two<T>(sum.x, sum.y);
+            row / S::own_tokens * (static_cast<std::int64_t>(a_.behind.conv.batch) * tokens()) + array_row(token);
+        unsigned* projected = static_cast<unsigned*>(a_.behind.projected) + to * pairs + pair;
+        if (token < tokens()) projected[0] = pack_two<T>(sum[0].x, sum[1].x);
+        if (token + 1 < tokens()) projected[pairs] = pack_two<T>(sum[0].y, sum[1].y);
     }
 
     const BetweenScans& a_;
@@ -552,29 +586,32 @@ private:
     unsigned z_[2][in_tiles];
 };
 
-template <typename T, int Width>
-__global__ void __launch_bounds__(threads, 1) between_scans_of(const __grid_constant__ BetweenScans a) {
+template <typename T, int Width, int Octets, int Blocks>
+__global__ void __launch_bounds__(Sizes<Width, Octets, Blocks>::threads, 1)
+    between_scans_of(const __grid_constant__ BetweenScans a) {
     extern __shared__ float4 shared[];
     let_successor_begin();
+    constexpr int own_tokens = Sizes<Width, Octets, Blocks>::own_tokens;
     const int runs = (a.behind.conv.tokens + own_tokens - 1) / own_tokens;
-    const int index = static_cast<int>(blockIdx.x) / blocks;
-    Run<T, Width> run(a, index / runs, index % runs * own_tokens, static_cast<int>(blockIdx.x) % blocks,
-                      reinterpret_cast<const char*>(shared));
+    const int index = static_cast<int>(blockIdx.x) / Blocks;
+    Run<T, Width, Octets, Blocks> run(a, index / runs, index % runs * own_tokens, static_cast<int>(blockIdx.x) % Blocks,
+                                      reinterpret_cast<const char*>(shared));
     run.take();
 }
 
-// Calls function.operator()<T, Width>() with the kernel's.
+// Calls function.operator()<T, Width, Octets, Blocks>() with the kernel's.
 template <typename F>
-void with_kernel(const BetweenScans& a, const F& function) {
+void with_kernel(const BetweenScans& a, const TokenRun& run, const F& function) {
     const auto of_type = [&]<typename T>() {
-        a.width == 192 ? function.template operator()<T, 192>() : function.template operator()<T, 384>();
+        if (a.width == 384)
+            function.template operator()<T, 384, 2, 8>();
+        else if (run == TokenRun{2, 8})
+            function.template operator()<T, 192, 2, 8>();
+        else
+            function.template operator()<T, 192, 3, 4>();
     };
     a.behind.conv.dtype == DType::F16 ? of_type.template operator()<__half>()
                                       : of_type.template operator()<__nv_bfloat16>();
-}
-
-std::int64_t runs_of(const BetweenScans& a) {
-    return std::int64_t{blocks_for(a.behind.conv.tokens, own_tokens)} * a.behind.conv.batch;
 }
 
 // Blocks that a multiprocessor has room for.
@@ -585,38 +622,45 @@ int blocks_that_fit(int bytes, const DeviceProperties& device) {
 
 }  // namespace
 
+std::span<const TokenRun> between_scans_runs(int width) {
+    static constexpr TokenRun runs[] = {{2, 8}, {3, 4}};
+    return std::span(runs).first(width == 192 ? 2 : 1);
+}
+
 bool between_scans_takes(const BetweenScans& a, const DeviceProperties& device) {
     if (!device.clusters || (a.width != 192 && a.width != 384) || !conv_x_proj_takes(a.behind) ||
         a.behind.conv.channels != 2 * a.width || a.y_stride % 8 != 0)
         return false;
-    bool fits = false;
-    with_kernel(a, [&]<typename T, int Width>() {
-        fits = a.behind.features == Sizes<Width>::features && Sizes<Width>::bytes <= device.shared_bytes_per_block;
-    });
+    bool fits = true;
+    for (const TokenRun& run : between_scans_runs(a.width)) {
+        with_kernel(a, run, [&]<typename T, int Width, int Octets, int Blocks>() {
+            using S = Sizes<Width, Octets, Blocks>;
+            fits = fits && a.behind.features == S::features && S::bytes <= device.shared_bytes_per_block;
+        });
+    }
     return fits;
 }
 
-bool between_scans_pays(const BetweenScans& a, const DeviceProperties& device) {
-    bool pays = false;
-    with_kernel(a, [&]<typename T, int Width>() {
-        pays =
-            runs_of(a) * blocks <= std::int64_t{blocks_that_fit(Sizes<Width>::bytes, device)} * device.multiprocessors;
-    });
-    return pays;
+TokenRun between_scans_run(const BetweenScans& a, const DeviceProperties& device) {
+    for (const TokenRun& run : between_scans_runs(a.width)) {
+        if (runs_of(a.behind, run) <= clusters_at_once(device, run.blocks)) return run;
+    }
+    return {};
 }
 
 int between_scans_shared_bytes(const BetweenScans& a, const DeviceProperties& device) {
     int bytes = 0;
-    with_kernel(a, [&]<typename T, int Width>() { bytes = Sizes<Width>::bytes; });
-    if (runs_of(a) * blocks > device.multiprocessors) return bytes;
+    with_kernel(a, a.run,
+                [&]<typename T, int Width, int Octets, int Blocks>() { bytes = Sizes<Width, Octets, Blocks>::bytes; });
     while (blocks_that_fit(bytes, device) > 1) bytes += 1024;
     return bytes;
 }
 
 void between_scans(const BetweenScans& a, cudaStream_t stream) {
-    with_kernel(a, [&]<typename T, int Width>() {
-        launch("between_scans", between_scans_of<T, Width>,
-               {static_cast<unsigned>(runs_of(a) * blocks), threads, static_cast<std::size_t>(a.shared_bytes), blocks},
+    with_kernel(a, a.run, [&]<typename T, int Width, int Octets, int Blocks>() {
+        launch("between_scans", between_scans_of<T, Width, Octets, Blocks>,
+               {static_cast<unsigned>(runs_of(a.behind, a.run) * Blocks), Sizes<Width, Octets, Blocks>::threads,
+                static_cast<std::size_t>(a.shared_bytes), Blocks},
                stream, a);
     });
 }

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <span>
 
 #include "conv_x_proj.h"
 #include "device.h"
@@ -25,13 +26,16 @@ struct BetweenScans {
     void* z = nullptr;                // (batch, tokens, 2 width)
     ConvXProj behind;                 // of x; its own x and split are not used
     int width = 0;
+    TokenRun run;          // one of between_scans_runs()
     int shared_bytes = 0;  // of a block: between_scans_shared_bytes()
 };
 
-// The shapes that the kernel was made for, on a device with clusters; of these, the ones for which it is faster than a
-// kernel for each step: where all blocks find room on the device at once.
+// The shapes that the kernel was made for, on a device with clusters, and the runs that it has for them, fastest first.
+// Of these, the one for which it is faster than other kernels: where all blocks have a multiprocessor of their own; or
+// one of no octets.
 bool between_scans_takes(const BetweenScans& a, const DeviceProperties& device);
-bool between_scans_pays(const BetweenScans& a, const DeviceProperties& device);
+std::span<const TokenRun> between_scans_runs(int width);
+TokenRun between_scans_run(const BetweenScans& a, const DeviceProperties& device);
 // What the kernel needs, or more, such that no two blocks share a multiprocessor where there is one for each: those
 // that are set up early would crowd on the first ones that come free.
 int between_scans_shared_bytes(const BetweenScans& a, const DeviceProperties& device);

@@ -401,8 +401,9 @@ public:
     bool lower_with(const NodesBetween& nodes) {
         BetweenScansStep step;
         describe_front(nodes, step.fixed);
-        if (!between_scans_takes(step.fixed, target_.device) || !between_scans_pays(step.fixed, target_.device))
-            return false;
+        if (!between_scans_takes(step.fixed, target_.device)) return false;
+        step.fixed.run = between_scans_run(step.fixed, target_.device);
+        if (step.fixed.run.octets == 0) return false;
         step.fixed.shared_bytes = between_scans_shared_bytes(step.fixed, target_.device);
         const bool adds = nodes.out_proj != nullptr;
         if (adds) {
@@ -443,8 +444,8 @@ public:
         describe_front(nodes, step.fixed);
         if (!before_scan_takes(step.fixed, target_.device) || !is_free(lowering_, norm, nodes.residual, DType::F32))
             return false;
-        step.fixed.octets = before_scan_octets(step.fixed, target_.device, lowering_.alone());
-        if (step.fixed.octets == 0) return false;
+        step.fixed.run = before_scan_run(step.fixed, target_.device, lowering_.alone());
+        if (step.fixed.run.octets == 0) return false;
         step.residual = lowering_.read(nodes.residual);
         lowering_.in_place(nodes.norm->output(1), nodes.residual);
         step.fixed.in_weight = in_weight_before_scan(lowering_, nodes.in_proj->weight("weight"), target_.dtype);

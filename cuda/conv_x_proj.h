@@ -8,6 +8,13 @@
 
 namespace vimrt::cuda {
 
+// Of an image's tokens so many octets, neighbours, and the blocks of a cluster that share what is to be done for them.
+struct TokenRun {
+    int octets = 0;
+    int blocks = 1;
+    friend constexpr bool operator==(const TokenRun&, const TokenRun&) = default;
+};
+
 struct ConvXProj {
     CausalConv conv;               // both directions, 4 taps, 16-bit storage; c in ScanOrder::Octets
     const void* weight = nullptr;  // (directions, features, channels), channels in the order of conv_x_proj_channel()
@@ -15,6 +22,12 @@ struct ConvXProj {
     int features = 0;              // rank and twice the states, as x_proj gives them
     int split = 1;                 // blocks that share the channels of a run of tokens: see conv_x_proj_split()
 };
+
+// How many runs all images' tokens make.
+inline std::int64_t runs_of(const ConvXProj& a, const TokenRun& run) {
+    const std::int64_t tokens = std::int64_t{run.octets} * octet_tokens;
+    return (a.conv.tokens + tokens - 1) / tokens * a.conv.batch;
+}
 
 // Which channel the weight's column `column` is for: of every 16, those that a lane of the scan has beside each other
 // come first, then those that it has beside them (channel_of_row() of scan_octet.cuh).

@@ -1,5 +1,6 @@
 #include "device.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <mutex>
@@ -127,6 +128,11 @@ bool runs_warpgroup_products() {
 }
 
 }  // namespace
+
+int clusters_at_once(const DeviceProperties& device, int blocks) {
+    const int missed = blocks > 2 ? device.multiprocessors / 16 : 0;
+    return std::max(1, (device.multiprocessors - missed) / blocks);
+}
 
 bool runs_code_of_hopper() {
     // By device: 0 unknown, 1 no, 2 yes.

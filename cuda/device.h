@@ -104,6 +104,11 @@ struct DeviceProperties {
     bool warpgroup_products = false;  // runs code compiled for 9.0a, which has warpgroup.cuh's instructions
 };
 
+// Clusters of `blocks` blocks that have a multiprocessor each, which the device takes at once, at least one. Those of a
+// cluster are neighbours, and of neighbours not all work: an H100 takes 15 clusters of eight, and 31 of four
+// (docs/performance.md).
+int clusters_at_once(const DeviceProperties& device, int blocks);
+
 // Throws DeviceError unless there are a driver, new enough, and the device `index`, and this build has code for it.
 DeviceProperties find_device(int index);
 

@@ -24,7 +24,7 @@ from test_parity import VARIANTS, check_values_inside, exported, relative_error,
 
 import vimrt
 from vimrt.bench.vim_torch import SIZES
-from vimrt.export.config import VIM_SMALL, VIM_TINY, VimConfig
+from vimrt.export.config import VIM_BASE, VIM_SMALL, VIM_TINY, VimConfig
 from vimrt.export.reference import VisionMamba, random_images
 
 
@@ -168,29 +168,31 @@ def test_steps_that_fusion_skips_are_right_by_themselves(tmp_path: Path) -> None
         np.testing.assert_allclose(gpu.run(images, outputs=names)["logits"], gpu.run(images), rtol=1e-4, atol=1e-5)
 
 
-def test_few_tokens_take_one_kernel_between_scans(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", [1, 3])
+def test_few_tokens_take_one_kernel_between_scans(batch: int, tmp_path: Path) -> None:
     engine, _ = exported(VIM_TINY, 1, tmp_path)
     half, full = on_gpu(engine, "fp16"), on_gpu(engine, "fp32")
     if torch.cuda.get_device_capability() >= (9, 0):
-        names = [step["name"].split()[0] for step in half.program(1, (224, 224))["steps"]]
+        names = [step["name"].split()[0] for step in half.program(batch, (224, 224))["steps"]]
         assert names.count("linear+norm+linear+causal_conv1d+x_proj") == 23
         assert names.count("norm+linear+causal_conv1d+x_proj") == 1 and names.count("scan+merge") == 24
     # Where normed is asked for, that block's steps are apart.
     outputs = ["layers.4.normed", "layers.7.residual", "layers.9.z", "logits"]
-    images = random_images(1, 224, 224, 1).numpy()
+    images = random_images(batch, 224, 224, 1).numpy()
     found, truth = half.run(images, outputs=outputs), full.run(images, outputs=outputs)
     assert all(relative_error(found[name], torch.from_numpy(truth[name])) <= 2e-3 for name in outputs)
     np.testing.assert_array_equal(half.run(images, outputs=outputs)["logits"], found["logits"])
 
 
-def test_many_tokens_take_one_kernel_in_front_of_a_scan(tmp_path: Path) -> None:
-    engine, _ = exported(VIM_TINY, 1, tmp_path)
+@pytest.mark.parametrize(("config", "batch"), [(VIM_TINY, 4), (VIM_TINY, 32), (VIM_SMALL, 2), (VIM_BASE, 1)])
+def test_many_tokens_take_one_kernel_in_front_of_a_scan(config: VimConfig, batch: int, tmp_path: Path) -> None:
+    engine, _ = exported(config, 1, tmp_path)
     half, full = on_gpu(engine, "fp16"), on_gpu(engine, "fp32")
     if torch.cuda.get_device_capability() == (9, 0):
-        names = [step["name"].split()[0] for step in half.program(32, (224, 224))["steps"]]
+        names = [step["name"].split()[0] for step in half.program(batch, (224, 224))["steps"]]
         assert names.count("norm+linear+causal_conv1d+x_proj") == names.count("scan+merge") == 24
     outputs = ["layers.4.normed", "layers.7.residual", "layers.9.z", "logits"]
-    images = random_images(32, 224, 224, 2).numpy()
+    images = random_images(batch, 224, 224, 2).numpy()
     found, truth = half.run(images, outputs=outputs), full.run(images, outputs=outputs)
     assert all(relative_error(found[name], torch.from_numpy(truth[name])) <= 2e-3 for name in outputs)
 

@@ -326,7 +326,7 @@ struct ScanFront {
     DType dtype;
     int width;
     int inner = 2 * width;
-    int features = width == 192 ? 48 : 64;
+    int features = width == 192 ? 48 : width == 384 ? 64 : 80;
     std::int64_t rows;
     std::size_t half;  // elements of a direction of c
     Convolution convolution;
@@ -336,7 +336,7 @@ struct ScanFront {
 };
 
 // `adds`: with an out_proj in front.
-void check_between_scans(DType dtype, int width, int batch, int tokens, bool adds) {
+void check_between_scans(DType dtype, int width, const TokenRun& run, int batch, int tokens, bool adds) {
     ScanFront front(dtype, width, batch, tokens);
     const int inner = front.inner;
     const std::int64_t y_stride = inner + 8;
@@ -349,6 +349,7 @@ void check_between_scans(DType dtype, int width, int batch, int tokens, bool add
     a.y_stride = y_stride;
     front.describe(a, device_in, device_x_proj);
     CHECK(between_scans_takes(a, find_device(0)));
+    a.run = run;
     a.shared_bytes = between_scans_shared_bytes(a, find_device(0));
     between_scans(a, nullptr);
     require(cudaGetLastError());
@@ -369,15 +370,18 @@ TEST(between_scans_in_one) {
     if (!find_device(0).clusters) return;
     for (const DType dtype : {DType::F16, DType::BF16}) {
         for (const int width : {192, 384}) {
-            for (const bool adds : {true, false}) {
-                for (const int tokens : {1, 2, 7, 13, 16, 17, 18, 29, 197})
-                    check_between_scans(dtype, width, tokens == 197 ? 1 : 3, tokens, adds);
+            for (const TokenRun& of : between_scans_runs(width)) {
+                const int run = of.octets * 8;
+                for (const bool adds : {true, false}) {
+                    for (const int tokens : {1, 2, 7, 13, run, run + 1, run + 2, 2 * run - 3, 197})
+                        check_between_scans(dtype, width, of, tokens == 197 ? 1 : 3, tokens, adds);
+                }
             }
         }
     }
 }
 
-void check_before_scan(DType dtype, int width, int octets, int batch, int tokens) {
+void check_before_scan(DType dtype, int width, const TokenRun& run, int batch, int tokens) {
     ScanFront front(dtype, width, batch, tokens);
     std::vector<double> in_weight, x_proj;
     for (std::size_t i = 0; i < front.in_weight.size(); ++i) {
@@ -392,7 +396,7 @@ void check_before_scan(DType dtype, int width, int octets, int batch, int tokens
     const DeviceArray device_in(in_weight, dtype), device_x_proj(x_proj, dtype);
     BeforeScan a;
     front.describe(a, device_in, device_x_proj);
-    a.octets = octets;
+    a.run = run;
     const DeviceArray room(1003, DType::F32);
     a.zeros = static_cast<unsigned*>(room.data());
     a.zeros_count = 999;
@@ -408,11 +412,12 @@ void check_before_scan(DType dtype, int width, int octets, int batch, int tokens
 TEST(before_scan_in_one) {
     if (!find_device(0).warpgroup_products) return;
     for (const DType dtype : {DType::F16, DType::BF16}) {
-        for (const int width : {192, 384}) {
-            for (const int octets : before_scan_runs) {
-                const int run = octets * 8;
+        for (const int width : {192, 384, 768}) {
+            for (const TimedRun& timed : before_scan_runs) {
+                if (timed.time(width) == 0) continue;
+                const int run = timed.run.octets * 8;
                 for (const int tokens : {1, 9, run - 1, run, run + 1, 2 * run + 3})
-                    check_before_scan(dtype, width, octets, 2, tokens);
+                    check_before_scan(dtype, width, timed.run, 2, tokens);
             }
         }
     }
@@ -421,26 +426,56 @@ TEST(before_scan_in_one) {
 TEST(runs_are_those_that_were_measured) {
     DeviceProperties hopper;
     hopper.multiprocessors = 132;
-    const auto octets = [&](int width, int batch, int tokens, bool alone = true) {
+    const auto before = [&](int width, int batch, int tokens, bool alone = true) {
         BeforeScan a;
         a.width = width;
         a.behind.conv.batch = batch;
         a.behind.conv.tokens = tokens;
-        return before_scan_octets(a, hopper, alone);
+        return before_scan_run(a, hopper, alone);
     };
-    CHECK(octets(192, 1, 577) == 0);  // a kernel for each step
-    CHECK(octets(192, 12, 197) == 3);
-    CHECK(octets(192, 16, 197) == 4);
-    CHECK(octets(192, 24, 197) == 5);
-    CHECK(octets(192, 1, 2305) == 3);
-    CHECK(octets(192, 1, 2305, false) == 6);
-    CHECK(octets(192, 1, 4097) == 4);
-    CHECK(octets(192, 1, 6085) == 6);
-    CHECK(octets(192, 8, 6085) == 12);
-    CHECK(octets(192, 64, 197) == 13);
-    CHECK(octets(384, 1, 2305) == 0);
-    CHECK(octets(384, 1, 4097) == 4);
-    CHECK(octets(384, 1, 6085) == 6);
+    CHECK((before(192, 4, 197) == TokenRun{3, 2}));
+    CHECK((before(192, 8, 197) == TokenRun{4, 2}));
+    CHECK((before(192, 12, 197) == TokenRun{5, 2}));
+    CHECK((before(192, 16, 197) == TokenRun{4, 1}));
+    CHECK((before(192, 22, 197) == TokenRun{9, 2}));
+    CHECK((before(192, 24, 197) == TokenRun{5, 1}));
+    CHECK((before(192, 64, 197) == TokenRun{13, 1}));
+    CHECK((before(192, 1, 1025) == TokenRun{3, 2}));
+    CHECK((before(192, 1, 2305) == TokenRun{5, 2}));
+    CHECK((before(192, 1, 2305, false) == TokenRun{6, 1}));
+    CHECK((before(192, 1, 4097) == TokenRun{4, 1}));
+    CHECK((before(192, 1, 6085) == TokenRun{6, 1}));
+    CHECK((before(192, 8, 6085) == TokenRun{12, 1}));
+    CHECK((before(384, 2, 197) == TokenRun{3, 4}));
+    CHECK((before(384, 6, 197) == TokenRun{5, 4}));
+    CHECK((before(384, 8, 197) == TokenRun{9, 4}));
+    CHECK((before(384, 12, 197) == TokenRun{5, 2}));
+    CHECK((before(384, 22, 197) == TokenRun{9, 2}));
+    CHECK((before(384, 1, 1025) == TokenRun{5, 4}));
+    CHECK((before(384, 1, 2305) == TokenRun{5, 2}));
+    CHECK((before(384, 2, 577, false).octets == 0));  // a kernel for each step
+    CHECK((before(384, 1, 6085) == TokenRun{6, 1}));
+    CHECK((before(768, 1, 197) == TokenRun{4, 8}));
+    CHECK((before(768, 3, 197) == TokenRun{5, 8}));
+    CHECK((before(768, 1, 577) == TokenRun{5, 8}));
+    CHECK((before(768, 4, 197).octets == 0));
+    CHECK((before(768, 128, 197).octets == 0));
+    CHECK((before(768, 8, 6085).octets == 0));
+
+    const auto between = [&](int width, int batch, int tokens) {
+        BetweenScans a;
+        a.width = width;
+        a.behind.conv.batch = batch;
+        a.behind.conv.tokens = tokens;
+        return between_scans_run(a, hopper);
+    };
+    CHECK((between(192, 1, 197) == TokenRun{2, 8}));
+    CHECK((between(192, 2, 197) == TokenRun{3, 4}));
+    CHECK((between(192, 3, 197) == TokenRun{3, 4}));
+    CHECK((between(192, 1, 577) == TokenRun{3, 4}));
+    CHECK((between(192, 4, 197).octets == 0));
+    CHECK((between(384, 1, 197) == TokenRun{2, 8}));
+    CHECK((between(384, 2, 197).octets == 0));
 }
 
 TEST(patches_of_floats_and_bytes) {
