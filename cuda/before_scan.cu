@@ -624,8 +624,8 @@ void with_kernel(const BeforeScan& a, const TokenRun& run, const F& function) {
                                       : of_type.template operator()<__nv_bfloat16>();
 }
 
-// What the kernel takes, and what the steps by themselves do, in microseconds as measured on an H100
-// (docs/performance.md): as many runs at once as the device has room for take as long as one.
+// What the kernel takes, and what the steps by themselves do, in microseconds, measured likewise: as many runs at once
+// as the device has room for take as long as one.
 double time_of_run(const BeforeScan& a, const TimedRun& timed, const DeviceProperties& device) {
     return blocks_for(runs_of(a.behind, timed.run), clusters_at_once(device, timed.run.blocks)) * timed.time(a.width);
 }

@@ -26,7 +26,8 @@ struct BeforeScan {
     TokenRun run;  // one of before_scan_runs: see before_scan_run()
 };
 
-// Which there are, and what one takes with each width, in microseconds; 0 where there is none.
+// Which there are, and what one takes with each width, in microseconds as measured on an H100 (docs/performance.md); 0
+// where there is none.
 struct TimedRun {
     TokenRun run;
     double of_192, of_384, of_768;
