@@ -105,8 +105,8 @@ struct DeviceProperties {
 };
 
 // Clusters of `blocks` blocks that have a multiprocessor each, which the device takes at once, at least one. Those of a
-// cluster are neighbours, and of neighbours not all work: an H100 takes 15 clusters of eight, and 31 of four
-// (docs/performance.md).
+// cluster are neighbours, and of neighbours not all work: an H100 takes 15 clusters of eight, and of four 30, but not
+// 32 (docs/performance.md).
 int clusters_at_once(const DeviceProperties& device, int blocks);
 
 // Throws DeviceError unless there are a driver, new enough, and the device `index`, and this build has code for it.

@@ -453,6 +453,7 @@ TEST(runs_are_those_that_were_measured) {
     CHECK((before(384, 22, 197) == TokenRun{9, 2}));
     CHECK((before(384, 1, 1025) == TokenRun{5, 4}));
     CHECK((before(384, 1, 2305) == TokenRun{5, 2}));
+    CHECK((before(384, 1, 4097) == TokenRun{9, 2}));
     CHECK((before(384, 2, 577, false).octets == 0));  // a kernel for each step
     CHECK((before(384, 1, 6085) == TokenRun{6, 1}));
     CHECK((before(768, 1, 197) == TokenRun{4, 8}));
