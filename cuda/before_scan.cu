@@ -13,9 +13,6 @@
 #include "before_scan.h"
 
 #include <algorithm>
-#include <iterator>
-#include <stdexcept>
-#include <utility>
 
 #include "activations.h"
 #include "launch.h"
@@ -596,38 +593,35 @@ __global__ void __launch_bounds__(threads, 1) before_scan_of(const __grid_consta
     let_successor_begin();
 }
 
+// Which runs there are, as measured on an H100 (docs/performance.md): as many at once as the device has room for take
+// as long as one.
+constexpr TimedRun runs_of_192[] = {{{3, 1}, 11.3}, {{4, 1}, 11.7},  {{5, 1}, 12.5},  {{6, 1}, 13.7},
+                                    {{9, 1}, 17.5}, {{12, 1}, 23.3}, {{13, 1}, 24.5}, {{3, 2}, 8.3},
+                                    {{4, 2}, 9.0},  {{5, 2}, 9.7},   {{6, 2}, 10.5},  {{9, 2}, 11.9}};
+constexpr TimedRun runs_of_384[] = {{{5, 1}, 28},   {{6, 1}, 34},   {{9, 1}, 45},   {{12, 1}, 62.5}, {{13, 1}, 65},
+                                    {{5, 2}, 17.5}, {{6, 2}, 19},   {{9, 2}, 23.5}, {{3, 4}, 8.9},   {{4, 4}, 9.9},
+                                    {{5, 4}, 10.3}, {{6, 4}, 10.7}, {{9, 4}, 14}};
+constexpr TimedRun runs_of_768[] = {{{4, 8}, 14.1}, {{5, 8}, 15.2}};
+
 // Calls function.operator()<T, Width, Octets, Cluster>() with the kernel's.
 template <typename F>
 void with_kernel(const BeforeScan& a, const TokenRun& run, const F& function) {
-    const auto of_width = [&]<typename T, int Width>() {
-        const auto of_one = [&]<std::size_t I>() {
-            constexpr TimedRun one = before_scan_runs[I];
-            if constexpr (one.time(Width) > 0) {
-                if (one.run != run) return false;
-                function.template operator()<T, Width, one.run.octets, one.run.blocks>();
-                return true;
-            }
-            return false;
-        };
-        const bool found = [&]<std::size_t... I>(std::index_sequence<I...>) {
-            return (of_one.template operator()<I>() || ...);
-        }
-        (std::make_index_sequence<std::size(before_scan_runs)>());
-        if (!found) throw std::logic_error("the kernel in front of scans has no such runs");
+    const auto of_width = [&]<typename T, int Width, const auto & Runs>() {
+        with_run<Runs>(run,
+                       [&]<int Octets, int Cluster>() { function.template operator()<T, Width, Octets, Cluster>(); });
     };
     const auto of_type = [&]<typename T>() {
-        if (a.width == 192) return of_width.template operator()<T, 192>();
-        if (a.width == 384) return of_width.template operator()<T, 384>();
-        return of_width.template operator()<T, 768>();
+        if (a.width == 192) return of_width.template operator()<T, 192, runs_of_192>();
+        if (a.width == 384) return of_width.template operator()<T, 384, runs_of_384>();
+        return of_width.template operator()<T, 768, runs_of_768>();
     };
     a.behind.conv.dtype == DType::F16 ? of_type.template operator()<__half>()
                                       : of_type.template operator()<__nv_bfloat16>();
 }
 
-// What the kernel takes, and what the steps by themselves do, in microseconds, measured likewise: as many runs at once
-// as the device has room for take as long as one.
-double time_of_run(const BeforeScan& a, const TimedRun& timed, const DeviceProperties& device) {
-    return blocks_for(runs_of(a.behind, timed.run), clusters_at_once(device, timed.run.blocks)) * timed.time(a.width);
+// What the kernel takes, and what the steps by themselves do, in microseconds, measured likewise.
+double time_of_run(const BeforeScan& a, const TimedRun& run, const DeviceProperties& device) {
+    return blocks_for(runs_of(a.behind, run), clusters_at_once(device, run.blocks)) * run.time;
 }
 double time_of_steps(const BeforeScan& a) {
     const double rows = static_cast<double>(a.behind.conv.batch) * a.behind.conv.tokens;
@@ -663,14 +657,19 @@ DirectedElement before_scan_x_proj_element(int features, std::int64_t i) {
             {m * tile + conv_x_proj_channel(row), (round * depths + k) * tile + conv_x_proj_channel(depth)}};
 }
 
+std::span<const TimedRun> before_scan_runs(int width) {
+    if (width == 192) return runs_of_192;
+    if (width == 384) return runs_of_384;
+    return runs_of_768;
+}
+
 bool before_scan_takes(const BeforeScan& a, const DeviceProperties& device) {
     if (!device.warpgroup_products || (a.width != 192 && a.width != 384 && a.width != 768) ||
         !conv_x_proj_takes(a.behind) || a.behind.conv.channels != 2 * a.width)
         return false;
     bool fits = true;
-    for (const TimedRun& timed : before_scan_runs) {
-        if (timed.time(a.width) == 0) continue;
-        with_kernel(a, timed.run, [&]<typename T, int Width, int Octets, int Cluster>() {
+    for (const TokenRun& run : before_scan_runs(a.width)) {
+        with_kernel(a, run, [&]<typename T, int Width, int Octets, int Cluster>() {
             using S = Sizes<Width, Octets, Cluster>;
             fits = fits && a.behind.features == S::features && S::bytes <= device.shared_bytes_per_block;
         });
@@ -681,9 +680,9 @@ bool before_scan_takes(const BeforeScan& a, const DeviceProperties& device) {
 TokenRun before_scan_run(const BeforeScan& a, const DeviceProperties& device, bool alone) {
     TokenRun best;
     double least = time_of_steps(a);
-    for (const TimedRun& timed : before_scan_runs) {
-        if (timed.time(a.width) == 0 || (!alone && fills_the_chip(timed.run))) continue;
-        if (const double time = time_of_run(a, timed, device); time < least) best = timed.run, least = time;
+    for (const TimedRun& run : before_scan_runs(a.width)) {
+        if (!alone && fills_the_chip(run)) continue;
+        if (const double time = time_of_run(a, run, device); time < least) best = run, least = time;
     }
     return best;
 }

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <span>
 
 #include "conv_x_proj.h"
 #include "device.h"
@@ -23,22 +24,7 @@ struct BeforeScan {
     int width = 0;
     unsigned* zeros = nullptr;  // to be written for the scan: zeros_count of them
     int zeros_count = 0;
-    TokenRun run;  // one of before_scan_runs: see before_scan_run()
-};
-
-// Which there are, and what one takes with each width, in microseconds as measured on an H100 (docs/performance.md); 0
-// where there is none.
-struct TimedRun {
-    TokenRun run;
-    double of_192, of_384, of_768;
-    constexpr double time(int width) const { return width == 192 ? of_192 : width == 384 ? of_384 : of_768; }
-};
-inline constexpr TimedRun before_scan_runs[] = {
-    {{3, 1}, 11.3, 0, 0},  {{4, 1}, 11.7, 0, 0},     {{5, 1}, 12.5, 28, 0},  {{6, 1}, 13.7, 34, 0},
-    {{9, 1}, 17.5, 45, 0}, {{12, 1}, 23.3, 62.5, 0}, {{13, 1}, 24.5, 65, 0}, {{3, 2}, 8.3, 0, 0},
-    {{4, 2}, 9.0, 0, 0},   {{5, 2}, 9.7, 17.5, 0},   {{6, 2}, 10.5, 19, 0},  {{9, 2}, 11.9, 23.5, 0},
-    {{3, 4}, 0, 8.9, 0},   {{4, 4}, 0, 9.9, 0},      {{5, 4}, 0, 10.3, 0},   {{6, 4}, 0, 10.7, 0},
-    {{9, 4}, 0, 14, 0},    {{4, 8}, 0, 0, 14.1},     {{5, 8}, 0, 0, 15.2},
+    TokenRun run;  // one of before_scan_runs(): see before_scan_run()
 };
 
 // An element of a matrix.
@@ -56,6 +42,8 @@ DirectedElement before_scan_x_proj_element(int features, std::int64_t i);
 
 // What the kernel was made for: RMSNorm and 16-bit storage, widths of 192, 384 and 768, compute capability 9.0.
 bool before_scan_takes(const BeforeScan& a, const DeviceProperties& device);
+// Its runs for one of these widths.
+std::span<const TimedRun> before_scan_runs(int width);
 // Which runs serve a shape best; of no octets where a kernel for each step is faster. `alone`: nothing else runs beside
 // the kernel.
 TokenRun before_scan_run(const BeforeScan& a, const DeviceProperties& device, bool alone);

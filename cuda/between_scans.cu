@@ -599,16 +599,19 @@ __global__ void __launch_bounds__(Sizes<Width, Octets, Blocks>::threads, 1)
     run.take();
 }
 
+// Which runs there are, fastest first.
+constexpr TokenRun runs_of_192[] = {{2, 8}, {3, 4}}, runs_of_384[] = {{2, 8}};
+
 // Calls function.operator()<T, Width, Octets, Blocks>() with the kernel's.
 template <typename F>
 void with_kernel(const BetweenScans& a, const TokenRun& run, const F& function) {
+    const auto of_width = [&]<typename T, int Width, const auto & Runs>() {
+        with_run<Runs>(run,
+                       [&]<int Octets, int Blocks>() { function.template operator()<T, Width, Octets, Blocks>(); });
+    };
     const auto of_type = [&]<typename T>() {
-        if (a.width == 384)
-            function.template operator()<T, 384, 2, 8>();
-        else if (run == TokenRun{2, 8})
-            function.template operator()<T, 192, 2, 8>();
-        else
-            function.template operator()<T, 192, 3, 4>();
+        a.width == 192 ? of_width.template operator()<T, 192, runs_of_192>()
+                       : of_width.template operator()<T, 384, runs_of_384>();
     };
     a.behind.conv.dtype == DType::F16 ? of_type.template operator()<__half>()
                                       : of_type.template operator()<__nv_bfloat16>();
@@ -623,8 +626,8 @@ int blocks_that_fit(int bytes, const DeviceProperties& device) {
 }  // namespace
 
 std::span<const TokenRun> between_scans_runs(int width) {
-    static constexpr TokenRun runs[] = {{2, 8}, {3, 4}};
-    return std::span(runs).first(width == 192 ? 2 : 1);
+    if (width == 192) return runs_of_192;
+    return runs_of_384;
 }
 
 bool between_scans_takes(const BetweenScans& a, const DeviceProperties& device) {

@@ -5,15 +5,9 @@
 
 #include "bidirectional_scan.h"
 #include "causal_conv1d.h"
+#include "token_run.h"
 
 namespace vimrt::cuda {
-
-// Of an image's tokens so many octets, neighbours, and the blocks of a cluster that share what is to be done for them.
-struct TokenRun {
-    int octets = 0;
-    int blocks = 1;
-    friend constexpr bool operator==(const TokenRun&, const TokenRun&) = default;
-};
 
 struct ConvXProj {
     CausalConv conv;               // both directions, 4 taps, 16-bit storage; c in ScanOrder::Octets

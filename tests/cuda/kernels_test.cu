@@ -413,25 +413,29 @@ TEST(before_scan_in_one) {
     if (!find_device(0).warpgroup_products) return;
     for (const DType dtype : {DType::F16, DType::BF16}) {
         for (const int width : {192, 384, 768}) {
-            for (const TimedRun& timed : before_scan_runs) {
-                if (timed.time(width) == 0) continue;
-                const int run = timed.run.octets * 8;
+            for (const TokenRun& of : before_scan_runs(width)) {
+                const int run = of.octets * 8;
                 for (const int tokens : {1, 9, run - 1, run, run + 1, 2 * run + 3})
-                    check_before_scan(dtype, width, timed.run, 2, tokens);
+                    check_before_scan(dtype, width, of, 2, tokens);
             }
         }
     }
+}
+
+template <typename Kernel>
+Kernel of_shape(int width, int batch, int tokens) {
+    Kernel a;
+    a.width = width;
+    a.behind.conv.batch = batch;
+    a.behind.conv.tokens = tokens;
+    return a;
 }
 
 TEST(runs_are_those_that_were_measured) {
     DeviceProperties hopper;
     hopper.multiprocessors = 132;
     const auto before = [&](int width, int batch, int tokens, bool alone = true) {
-        BeforeScan a;
-        a.width = width;
-        a.behind.conv.batch = batch;
-        a.behind.conv.tokens = tokens;
-        return before_scan_run(a, hopper, alone);
+        return before_scan_run(of_shape<BeforeScan>(width, batch, tokens), hopper, alone);
     };
     CHECK((before(192, 4, 197) == TokenRun{3, 2}));
     CHECK((before(192, 8, 197) == TokenRun{4, 2}));
@@ -464,11 +468,7 @@ TEST(runs_are_those_that_were_measured) {
     CHECK((before(768, 8, 6085).octets == 0));
 
     const auto between = [&](int width, int batch, int tokens) {
-        BetweenScans a;
-        a.width = width;
-        a.behind.conv.batch = batch;
-        a.behind.conv.tokens = tokens;
-        return between_scans_run(a, hopper);
+        return between_scans_run(of_shape<BetweenScans>(width, batch, tokens), hopper);
     };
     CHECK((between(192, 1, 197) == TokenRun{2, 8}));
     CHECK((between(192, 2, 197) == TokenRun{3, 4}));
