@@ -203,12 +203,13 @@ private:
     // The run's rows to shared memory; zeros where there is no token. A warp takes two tokens, which are neighbours in
     // memory and in rows 2 pair and one on: of the sums' columns 8 j + 2 q and one on, which lane q has, tokens 2 j and
     // one on of quarter q with its halo. All are fetched at once, for what a warp waits for most is memory.
+    static constexpr int fours = Width / 4, packs = 2 * fours / warp_size;  // of a pair
+    static constexpr int period = std::max(3, fours / warp_size);           // packs that many on have the same columns
+    static_assert(packs % period == 0);
     __device__ void normalise() const {
         constexpr int pairs = S::rows / 2, warp_pairs = (pairs + warps - 1) / warps;
-        constexpr int fours = Width / 4, packs = 2 * fours / warp_size;  // of a pair
-        constexpr int period = std::max(3, fours / warp_size);           // packs that many on have the same columns
-        constexpr int most_pairs = Width > 384 ? 2 : warp_pairs;         // at once, for which there are registers
-        static_assert(warps % quarters == 0 && packs % period == 0);
+        constexpr int at_once = Width > 384 ? 2 : warp_pairs;  // for which there are registers
+        static_assert(warps % quarters == 0);
         const int warp = group_ * group_warps + warp_;
         const int quarter = warp % quarters;
         const int first = first_ * octet_tokens - halo + quarter * 2 * S::pairs + warp / quarters * 2;
@@ -217,11 +218,10 @@ private:
         float weight[period][4];
         unsigned place[packs];
 #pragma unroll
-        for (int begin = 0; begin < warp_pairs; begin += most_pairs) {
-            constexpr int count = std::min(most_pairs, warp_pairs);
-            float values[count][packs][4] = {};
+        for (int begin = 0; begin < warp_pairs; begin += at_once) {
+            float values[at_once][packs][4] = {};
 #pragma unroll
-            for (int i = 0; i < count; ++i) {
+            for (int i = 0; i < at_once; ++i) {
 #pragma unroll
                 for (int p = 0; p < packs; ++p) {
                     const int four = p * warp_size + lane_.index;
@@ -231,43 +231,51 @@ private:
                         load_floats(from + (begin + i) * step * Width + four * 4, values[i][p]);
                 }
             }
+            if (begin == 0) prepare_rows(2 * warp, weight, place);
 #pragma unroll
-            for (int p = 0; p < packs && begin == 0; ++p) {
-                const int four = p * warp_size + lane_.index, column = four % fours * 4, row = 2 * warp + four / fours;
-                if (p < period) load_floats(a_.norm_weight + column, weight[p]);
-                place[p] = shared_ + column / panel_depth * S::panel_bytes +
-                           place_in_slab(row, column % panel_depth / 8) + column % 8 * 2;
-            }
-#pragma unroll
-            for (int i = 0; i < count; ++i) {
+            for (int i = 0; i < at_once; ++i) {
                 if (warp + (begin + i) * warps >= pairs) break;
-                float squares[2] = {};  // of both rows
-#pragma unroll
-                for (int p = 0; p < packs; ++p) {
-                    float sum = 0;
-#pragma unroll
-                    for (int k = 0; k < 4; ++k) sum = fmaf(values[i][p][k], values[i][p][k], sum);
-                    const bool second = p * warp_size + lane_.index >= fours;
-                    squares[0] += second ? 0.0F : sum;
-                    squares[1] += second ? sum : 0.0F;
-                }
-#pragma unroll
-                for (int offset = warp_size / 2; offset > 0; offset /= 2) {
-                    squares[0] += __shfl_xor_sync(all_lanes, squares[0], offset);
-                    squares[1] += __shfl_xor_sync(all_lanes, squares[1], offset);
-                }
-                const float scale[2] = {rsqrtf(squares[0] * (1.0F / Width) + a_.eps),
-                                        rsqrtf(squares[1] * (1.0F / Width) + a_.eps)};
-#pragma unroll
-                for (int p = 0; p < packs; ++p) {
-                    const float own = p * warp_size + lane_.index >= fours ? scale[1] : scale[0];
-                    float normed[4];
-#pragma unroll
-                    for (int k = 0; k < 4; ++k) normed[k] = values[i][p][k] * own * weight[p % period][k];
-                    store_shared(place[p] + (begin + i) * 2 * warps * slab_row_bytes,
-                                 uint2{pack_two<T>(normed[0], normed[1]), pack_two<T>(normed[2], normed[3])});
-                }
+                normalise_pair(values[i], weight, place, (begin + i) * 2 * warps * slab_row_bytes);
             }
+        }
+    }
+    // What all pairs have in common: the norm's weights, and where the packs of a warp's first pair belong, whose rows
+    // are `first_row` and the next.
+    __device__ void prepare_rows(int first_row, float (&weight)[period][4], unsigned (&place)[packs]) const {
+#pragma unroll
+        for (int p = 0; p < packs; ++p) {
+            const int four = p * warp_size + lane_.index, column = four % fours * 4, row = first_row + four / fours;
+            if (p < period) load_floats(a_.norm_weight + column, weight[p]);
+            place[p] = shared_ + column / panel_depth * S::panel_bytes + place_in_slab(row, column % panel_depth / 8) +
+                       column % 8 * 2;
+        }
+    }
+    __device__ void normalise_pair(const float (&values)[packs][4], const float (&weight)[period][4],
+                                   const unsigned (&place)[packs], int to) const {
+        float squares[2] = {};  // of both rows
+#pragma unroll
+        for (int p = 0; p < packs; ++p) {
+            float sum = 0;
+#pragma unroll
+            for (int k = 0; k < 4; ++k) sum = fmaf(values[p][k], values[p][k], sum);
+            const bool second = p * warp_size + lane_.index >= fours;
+            squares[0] += second ? 0.0F : sum;
+            squares[1] += second ? sum : 0.0F;
+        }
+#pragma unroll
+        for (int offset = warp_size / 2; offset > 0; offset /= 2) {
+            squares[0] += __shfl_xor_sync(all_lanes, squares[0], offset);
+            squares[1] += __shfl_xor_sync(all_lanes, squares[1], offset);
+        }
+        const float scale[2] = {rsqrtf(squares[0] * (1.0F / Width) + a_.eps),
+                                rsqrtf(squares[1] * (1.0F / Width) + a_.eps)};
+#pragma unroll
+        for (int p = 0; p < packs; ++p) {
+            const float own = p * warp_size + lane_.index >= fours ? scale[1] : scale[0];
+            float normed[4];
+#pragma unroll
+            for (int k = 0; k < 4; ++k) normed[k] = values[p][k] * own * weight[p % period][k];
+            store_shared(place[p] + to, uint2{pack_two<T>(normed[0], normed[1]), pack_two<T>(normed[2], normed[3])});
         }
     }
 
