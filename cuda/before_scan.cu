@@ -9,7 +9,8 @@
 // each some features of some octets. Weights come by bulk copies, some slots ahead.
 //
 // Where runs are few, the blocks of a cluster share out a run's channels. Each normalises the run's tokens; what x_proj
-// adds up of an octet goes to the block that stores it.
+// adds up of an octet goes to the block that stores it. With as few as that, they may also compute the residual's sums
+// with out_proj's results, which are normalised (out_proj.cuh).
 #include "before_scan.h"
 
 #include <algorithm>
@@ -17,7 +18,7 @@
 #include "activations.h"
 #include "launch.h"
 #include "lowering_rules.h"
-#include "scan_octet.cuh"
+#include "out_proj.cuh"
 #include "warpgroup.cuh"
 
 namespace vimrt::cuda {
@@ -40,8 +41,8 @@ constexpr int weight_depth(int width) {
     return width == 192 ? panel_depth : panel_depth / 2;
 }
 
-// `Octets`: of a run. `Cluster`: blocks that share one.
-template <int Width, int Octets, int Cluster>
+// `Octets`: of a run. `Cluster`: blocks that share one. `Adds`: out_proj's results first.
+template <int Width, int Octets, int Cluster, bool Adds>
 struct Sizes {
     static constexpr int features = Width == 192 ? 48 : Width == 384 ? 64 : 80;
     static constexpr int octets = Octets;
@@ -79,14 +80,25 @@ struct Sizes {
     static constexpr int c_direction_bytes = slab_channels / 8 * octets * block_bytes;
     static constexpr int c_bytes = 2 * c_direction_bytes;
 
+    static constexpr bool adds = Adds;
+    static constexpr int summed_rows = octets * octet_tokens + 2 * halo;
+    template <typename T>
+    using Out = OutProjection<T, Width, summed_rows, cluster, warps>;
+    static constexpr int out_bytes = std::max(Out<__half>::weight_bytes, Out<__half>::parts_bytes);
+
     // In shared memory: the normalised rows; of each group its slots and c of a slab; barriers of each group's slots,
-    // and of all.
-    static constexpr int weights = Width / panel_depth * panel_bytes;
+    // and of all. Out_proj's sums lie where the normalised rows then do, its weight in the place of c.
+    static constexpr int panels_bytes = Width / panel_depth * panel_bytes;
+    static constexpr int eight_rows = 8 * slab_row_bytes;  // where panels begin
+    static constexpr int weights =
+        adds ? (std::max(panels_bytes, Out<__half>::sums_bytes) + eight_rows - 1) / eight_rows * eight_rows
+             : panels_bytes;
     static constexpr int c = weights + groups * slots * slot_bytes;
-    static constexpr int barriers = c + groups * c_bytes;
+    static constexpr int barriers = c + std::max(groups * c_bytes, adds ? out_bytes : 0);
     static constexpr int common_barriers = barriers + groups * slots * 8;
     static constexpr int inbox_barrier = common_barriers + 2 * 8;
-    static constexpr int bytes = inbox_barrier + 8;
+    static constexpr int sums_barrier = inbox_barrier + 8;
+    static constexpr int bytes = sums_barrier + (adds ? 8 : 0);
     static_assert(slots <= group_copies);
     // In the place of the weights when all blocks of the cluster have used theirs, x_proj's sums, which each block
     // sends to all: [block][octet][direction][tile of features][lane].
@@ -97,9 +109,9 @@ struct Sizes {
     static_assert(cluster == 1 || cluster * inbox_bytes <= c - weights);
 };
 
-template <typename T, int Width, int Octets, int Cluster>
+template <typename T, int Width, int Octets, int Cluster, bool Adds>
 class Run {
-    using S = Sizes<Width, Octets, Cluster>;
+    using S = Sizes<Width, Octets, Cluster, Adds>;
     using Sums = float[S::blocks][4];
     using SumsOfZ = float[S::blocks - 2 * S::skipped][4];
 
@@ -122,8 +134,13 @@ public:
           barriers_(shared + S::barriers + group_ * S::slots * 8) {}
 
     __device__ void take() {
-        begin_copies();
-        wait_for_predecessor();
+        begin_barriers();
+        if constexpr (S::adds) {
+            add_out_proj();
+        } else {
+            begin_copies();
+            wait_for_predecessor();
+        }
         if (blockIdx.x == 0) {
             for (int i = static_cast<int>(threadIdx.x); i < a_.zeros_count; i += threads) a_.zeros[i] = 0;
         }
@@ -169,22 +186,34 @@ private:
     // At which x_proj's sums arrive.
     __device__ unsigned inbox_barrier() const { return shared_ + S::inbox_barrier; }
 
-    // Weights do not depend on the kernels before.
-    __device__ void begin_copies() {
+    // At which out_proj's do.
+    __device__ unsigned sums_barrier() const { return shared_ + S::sums_barrier; }
+
+    __device__ void begin_barriers() const {
         if (threadIdx.x == 0) begin_barrier(c_is_there(), threads), begin_barrier(c_is_read(), threads);
         if (S::cluster > 1 && threadIdx.x == 0) {
             begin_barrier(inbox_barrier(), 1);
             expect_bytes(inbox_barrier(), S::cluster * own_octets() * S::octet_bytes);
         }
+        if (S::adds && threadIdx.x == 0) {
+            begin_barrier(sums_barrier(), 1);
+            expect_bytes(sums_barrier(), S::template Out<T>::expected_bytes);
+        }
         if (leads_) {
             for (int i = 0; i < S::slots; ++i) begin_barrier(slot_barrier(i), 1);
             announce_barriers();
+        }
+    }
+    // Weights do not depend on the kernels before.
+    __device__ void begin_copies() {
+        if (leads_) {
             for (int i = 0; i < S::slots; ++i) fetch_weights();
         }
     }
     __device__ void end_barriers() const {
         if (threadIdx.x == 0) end_barrier(c_is_there()), end_barrier(c_is_read());
         if (S::cluster > 1 && threadIdx.x == 0) end_barrier(inbox_barrier());
+        if (S::adds && threadIdx.x == 0) end_barrier(sums_barrier());
         if (leads_) {
             for (int i = 0; i < S::slots; ++i) end_barrier(slot_barrier(i));
         }
@@ -200,6 +229,32 @@ private:
                   S::slot_bytes, slot_barrier(slot));
     }
 
+    // Sends the block's sums of out_proj's results and the residual to all blocks, and begins the copies.
+    __device__ void add_out_proj() {
+        using Out = typename S::template Out<T>;
+        arrive_empty_handed();
+        const TokenRows rows{image_, first_ * octet_tokens - halo, tokens()};
+        Out out(a_.out, rows, block_, static_cast<int>(threadIdx.x),
+                {shared_ + S::c, shared_ + S::c, shared_, sums_barrier()});
+        out.template fetch_weight<threads>();
+        commit_copies();
+        begin_copies();
+        wait_for_predecessor();
+        typename Out::Left y;
+        out.load(y);
+        out.load_residual();
+        wait_for_copies<0>();
+        __syncthreads();
+        typename Out::Sums sum = {};
+        out.multiply(y, sum);
+        __syncthreads();  // the weight has been read
+        out.store_part(sum);
+        __syncthreads();
+        wait_for_cluster();  // all blocks have begun
+        out.send_sums();
+        out.store_sums(halo, S::summed_rows - halo);
+    }
+
     // The run's rows to shared memory; zeros where there is no token. A warp takes two tokens, which are neighbours in
     // memory and in rows 2 pair and one on: of the sums' columns 8 j + 2 q and one on, which lane q has, tokens 2 j and
     // one on of quarter q with its halo. All are fetched at once, for what a warp waits for most is memory.
@@ -212,11 +267,25 @@ private:
         static_assert(warps % quarters == 0);
         const int warp = group_ * group_warps + warp_;
         const int quarter = warp % quarters;
-        const int first = first_ * octet_tokens - halo + quarter * 2 * S::pairs + warp / quarters * 2;
+        const int first_row = quarter * 2 * S::pairs + warp / quarters * 2;  // of those with the run's halo
+        const int first = first_ * octet_tokens - halo + first_row;
         constexpr int step = 2 * warps / quarters;  // tokens from pair to pair
-        const float* from = a_.residual + (static_cast<std::int64_t>(image_) * tokens() + first) * Width;
+        const float* from = a_.out.residual + (static_cast<std::int64_t>(image_) * tokens() + first) * Width;
+        const auto load = [&](int pair, int four, float(&to)[4]) {
+            if constexpr (S::adds) {
+                const int row = first_row + pair * step + four / fours;
+                load_four(shared_ + row * S::template Out<T>::sum_row + four % fours * 16, to);
+            } else {
+                load_floats(from + pair * step * Width + four * 4, to);
+            }
+        };
         float weight[period][4];
         unsigned place[packs];
+        if constexpr (S::adds) {
+            prepare_rows(2 * warp, weight, place);
+            wait_for_bytes(sums_barrier(), 0);
+            __syncthreads();
+        }
 #pragma unroll
         for (int begin = 0; begin < warp_pairs; begin += at_once) {
             float values[at_once][packs][4] = {};
@@ -228,10 +297,15 @@ private:
                     const int token = first + (begin + i) * step + four / fours;
                     if (warp + (begin + i) * warps < pairs &&
                         static_cast<unsigned>(token) < static_cast<unsigned>(tokens()))
-                        load_floats(from + (begin + i) * step * Width + four * 4, values[i][p]);
+                        load(begin + i, four, values[i][p]);
                 }
             }
-            if (begin == 0) prepare_rows(2 * warp, weight, place);
+            if constexpr (S::adds) {
+                static_assert(at_once == warp_pairs);
+                __syncthreads();  // the sums have been read
+            } else if (begin == 0) {
+                prepare_rows(2 * warp, weight, place);
+            }
 #pragma unroll
             for (int i = 0; i < at_once; ++i) {
                 if (warp + (begin + i) * warps >= pairs) break;
@@ -589,13 +663,13 @@ private:
     float projected_[S::warp_octets][S::warp_tiles][4] = {};
 };
 
-template <typename T, int Width, int Octets, int Cluster>
+template <typename T, int Width, int Octets, int Cluster, bool Adds>
 __global__ void __launch_bounds__(threads, 1) before_scan_of(const __grid_constant__ BeforeScan a) {
     extern __shared__ float4 shared[];
     const int runs = ((a.behind.conv.tokens + octet_tokens - 1) / octet_tokens + Octets - 1) / Octets;
     const int index = static_cast<int>(blockIdx.x) / Cluster;
-    Run<T, Width, Octets, Cluster> run(a, index / runs, index % runs * Octets, static_cast<int>(blockIdx.x) % Cluster,
-                                       shared_address(shared));
+    Run<T, Width, Octets, Cluster, Adds> run(a, index / runs, index % runs * Octets,
+                                             static_cast<int>(blockIdx.x) % Cluster, shared_address(shared));
     run.take();
     // Not before: the scan's blocks would be set up where runs of this kernel are still to come.
     let_successor_begin();
@@ -610,15 +684,18 @@ constexpr TimedRun runs_of_384[] = {{{5, 1}, 28},   {{6, 1}, 34},   {{9, 1}, 45}
                                     {{5, 2}, 17.5}, {{6, 2}, 19},   {{9, 2}, 23.5}, {{3, 4}, 8.9},   {{4, 4}, 9.9},
                                     {{5, 4}, 10.3}, {{6, 4}, 10.7}, {{9, 4}, 14}};
 constexpr TimedRun runs_of_768[] = {{{4, 8}, 14.1}, {{5, 8}, 15.2}};
+// Those that add out_proj's results.
+constexpr TimedRun adding_runs_of_192[] = {{{3, 2}, 11.6}, {{4, 2}, 14}, {{5, 2}, 14.3}, {{6, 2}, 15.3}};
 
-// Calls function.operator()<T, Width, Octets, Cluster>() with the kernel's.
+// Calls function.operator()<T, Width, Octets, Cluster, Adds>() with the kernel's.
 template <typename F>
 void with_kernel(const BeforeScan& a, const TokenRun& run, const F& function) {
-    const auto of_width = [&]<typename T, int Width, const auto & Runs>() {
-        with_run<Runs>(run,
-                       [&]<int Octets, int Cluster>() { function.template operator()<T, Width, Octets, Cluster>(); });
+    const auto of_width = [&]<typename T, int Width, const auto & Runs, bool Adds = false>() {
+        with_run<Runs>(
+            run, [&]<int Octets, int Cluster>() { function.template operator()<T, Width, Octets, Cluster, Adds>(); });
     };
     const auto of_type = [&]<typename T>() {
+        if (a.adds) return of_width.template operator()<T, 192, adding_runs_of_192, true>();
         if (a.width == 192) return of_width.template operator()<T, 192, runs_of_192>();
         if (a.width == 384) return of_width.template operator()<T, 384, runs_of_384>();
         return of_width.template operator()<T, 768, runs_of_768>();
@@ -627,7 +704,7 @@ void with_kernel(const BeforeScan& a, const TokenRun& run, const F& function) {
                                       : of_type.template operator()<__nv_bfloat16>();
 }
 
-// What the kernel takes, and what the steps by themselves do, in microseconds, measured likewise.
+// What the kernel takes, what the steps by themselves do, and out_proj, in microseconds, measured likewise.
 double time_of_run(const BeforeScan& a, const TimedRun& run, const DeviceProperties& device) {
     return blocks_for(runs_of(a.behind, run), clusters_at_once(device, run.blocks)) * run.time;
 }
@@ -636,6 +713,7 @@ double time_of_steps(const BeforeScan& a) {
     if (a.width == 192) return 10 + 0.0021 * rows;
     return a.width == 384 ? 11 + 0.0053 * rows : 16 + 0.004 * rows;
 }
+constexpr double time_of_out_proj = 5.5;
 
 // Short runs, and those shared out, fill the chip where it would be empty otherwise, which it is not where other steps
 // run beside.
@@ -665,7 +743,8 @@ DirectedElement before_scan_x_proj_element(int features, std::int64_t i) {
             {m * tile + conv_x_proj_channel(row), (round * depths + k) * tile + conv_x_proj_channel(depth)}};
 }
 
-std::span<const TimedRun> before_scan_runs(int width) {
+std::span<const TimedRun> before_scan_runs(int width, bool adds) {
+    if (adds) return width == 192 ? adding_runs_of_192 : std::span<const TimedRun>();
     if (width == 192) return runs_of_192;
     if (width == 384) return runs_of_384;
     return runs_of_768;
@@ -676,9 +755,9 @@ bool before_scan_takes(const BeforeScan& a, const DeviceProperties& device) {
         !conv_x_proj_takes(a.behind) || a.behind.conv.channels != 2 * a.width)
         return false;
     bool fits = true;
-    for (const TokenRun& run : before_scan_runs(a.width)) {
-        with_kernel(a, run, [&]<typename T, int Width, int Octets, int Cluster>() {
-            using S = Sizes<Width, Octets, Cluster>;
+    for (const TokenRun& run : before_scan_runs(a.width, a.adds)) {
+        with_kernel(a, run, [&]<typename T, int Width, int Octets, int Cluster, bool Adds>() {
+            using S = Sizes<Width, Octets, Cluster, Adds>;
             fits = fits && a.behind.features == S::features && S::bytes <= device.shared_bytes_per_block;
         });
     }
@@ -686,19 +765,24 @@ bool before_scan_takes(const BeforeScan& a, const DeviceProperties& device) {
 }
 
 TokenRun before_scan_run(const BeforeScan& a, const DeviceProperties& device, bool alone) {
-    TokenRun best;
-    double least = time_of_steps(a);
-    for (const TimedRun& run : before_scan_runs(a.width)) {
-        if (!alone && fills_the_chip(run)) continue;
-        if (const double time = time_of_run(a, run, device); time < least) best = run, least = time;
-    }
+    TimedRun best{{}, time_of_steps(a)};
+    const auto choose_among = [&](std::span<const TimedRun> runs) {
+        for (const TimedRun& run : runs) {
+            if (!alone && fills_the_chip(run)) continue;
+            if (const double time = time_of_run(a, run, device); time < best.time) best = {run, time};
+        }
+    };
+    choose_among(before_scan_runs(a.width, false));
+    if (!a.adds) return best;
+    best = {{}, best.time + time_of_out_proj};
+    choose_among(before_scan_runs(a.width, true));
     return best;
 }
 
 void before_scan(const BeforeScan& a, cudaStream_t stream) {
-    with_kernel(a, a.run, [&]<typename T, int Width, int Octets, int Cluster>() {
-        constexpr int bytes = Sizes<Width, Octets, Cluster>::bytes;
-        launch("before_scan", before_scan_of<T, Width, Octets, Cluster>,
+    with_kernel(a, a.run, [&]<typename T, int Width, int Octets, int Cluster, bool Adds>() {
+        constexpr int bytes = Sizes<Width, Octets, Cluster, Adds>::bytes;
+        launch("before_scan", before_scan_of<T, Width, Octets, Cluster, Adds>,
                {static_cast<unsigned>(runs_of(a.behind, a.run) * Cluster), threads, bytes, Cluster}, stream, a);
     });
 }

@@ -10,13 +10,15 @@
 
 #include "conv_x_proj.h"
 #include "device.h"
+#include "out_proj.h"
 
 namespace vimrt::cuda {
 
 // Sizes are those of Vim's blocks: rows of `width` columns in the residual, of twice as many in x, z and c.
 struct BeforeScan {
-    const float* residual = nullptr;     // (batch, tokens, width)
-    const float* norm_weight = nullptr;  // (width), of the RMSNorm
+    OutProj out;
+    bool adds = false;                   // out_proj's results; else the residual is what is normalised
+    const float* norm_weight = nullptr;  // (width), of the RMSNorm of the sum
     float eps = 0;
     const void* in_weight = nullptr;  // (4 width, width), in the order of before_scan_in_element()
     void* z = nullptr;                // (batch, tokens, 2 width)
@@ -42,10 +44,10 @@ DirectedElement before_scan_x_proj_element(int features, std::int64_t i);
 
 // What the kernel was made for: RMSNorm and 16-bit storage, widths of 192, 384 and 768, compute capability 9.0.
 bool before_scan_takes(const BeforeScan& a, const DeviceProperties& device);
-// Its runs for one of these widths.
-std::span<const TimedRun> before_scan_runs(int width);
-// Which runs serve a shape best; of no octets where a kernel for each step is faster. `alone`: nothing else runs beside
-// the kernel.
+// Its runs for one of these widths; those that add out_proj's results are other ones, and there may be none.
+std::span<const TimedRun> before_scan_runs(int width, bool adds);
+// Which runs serve a shape best; of no octets where a kernel for each step is faster, or for out_proj and what is
+// behind it. `alone`: nothing else runs beside the kernel.
 TokenRun before_scan_run(const BeforeScan& a, const DeviceProperties& device, bool alone);
 void before_scan(const BeforeScan& a, cudaStream_t stream);
 

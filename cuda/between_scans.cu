@@ -17,30 +17,17 @@
 #include "activations.h"
 #include "launch.h"
 #include "lowering_rules.h"
-#include "ptx.cuh"
+#include "out_proj.cuh"
 #include "storage.h"
 
 namespace vimrt::cuda {
 
 namespace {
 
-constexpr int warp_size = 32;
 constexpr int taps = 4;
 constexpr int halo = taps - 1;
-constexpr int tile = 16;         // rows of a product by a warp
-constexpr int piece_bytes = 16;  // of a copy, and of what a lane takes at a time
-constexpr int depth_parts = 4;   // into which warps split the depth of out_proj
-constexpr unsigned all_lanes = 0xFFFFFFFFU;
-
-// Rows of shared memory whose bytes are an odd number of pieces: eight rows' lie in different banks.
-constexpr int odd_row(int bytes) {
-    return bytes + piece_bytes;
-}
-// Where a piece lies in rows that are a multiple of eight pieces, such that these lie in different banks: the same
-// piece of eight rows, and four neighbouring ones of two rows.
-__device__ constexpr int swizzled(int row, int piece) {
-    return piece ^ (row % 2 * 4 + row % 8 / 2);
-}
+constexpr int tile = 16;        // rows of a product by a warp
+constexpr int depth_parts = 4;  // into which warps split the depth of out_proj
 
 constexpr int greatest_divisor(int of, int limit) {
     while (of % limit != 0) --limit;
@@ -60,12 +47,13 @@ struct Sizes {
 
     static constexpr int inner = 2 * Width;
     static constexpr int features = Width == 192 ? 48 : 64;
-    static constexpr int own_columns = Width / blocks;            // of the residual
-    static constexpr int own_channels = inner / blocks;           // of x and of z
-    static constexpr int weight_bytes = own_columns * inner * 2;  // of out_proj, and of x, and of z
+    static constexpr int own_channels = inner / blocks;  // of x and of z
+    template <typename T>
+    using Out = OutProjection<T, Width, rows, blocks, warps>;
+    static constexpr int weight_bytes = Out<__half>::weight_bytes;  // of out_proj, and of x, and of z
     static_assert(weight_bytes == own_channels * Width * 2);
     static constexpr int channel_row = odd_row(own_channels * 2);
-    static constexpr int sum_row = odd_row(Width * 4);
+    static constexpr int sum_row = Out<__half>::sum_row;
     // Tokens that a thread convolves of two channels, such that as many threads as there are have some.
     static constexpr int conv_tokens = own_tokens / greatest_divisor(own_tokens, threads / own_channels);
 
@@ -80,27 +68,28 @@ struct Sizes {
     static constexpr int work = sums + rows * sum_row;
     // In the place of the norm when that has been used, in fp32.
     static constexpr int x = sums;  // [row]
-    static constexpr int x_row = odd_row(own_channels * 4);
+    static constexpr int x_row = row_of_pairs(own_channels * 4);
     static_assert(x_row <= sum_row);
-    // First the parts of out_proj's sums, [part][row]. When blocks have met, c and x_proj's.
-    static constexpr int part_bytes = rows * own_columns * 4;
+    // First the parts of out_proj's sums. When blocks have met, c and x_proj's.
     static constexpr int c = work;                                  // [direction][token]
     static constexpr int inbox = c + 2 * own_tokens * channel_row;  // [block][feature][token]
     static constexpr int inbox_tokens = 2 * own_tokens / blocks;    // of both directions, one behind the other
     static_assert(inbox_tokens % 4 == 0);
     static constexpr int inbox_row = (inbox_tokens + 2) * 4;  // pairs of features lie in different banks
     static constexpr int inbox_bytes = features * inbox_row;
-    static constexpr int barriers = std::max(work + depth_parts * part_bytes, inbox + blocks * inbox_bytes);
+    static constexpr int barriers = std::max(work + Out<__half>::parts_bytes, inbox + blocks * inbox_bytes);
     static constexpr int bytes = barriers + 16;
 };
 
 template <typename T, int Width, int Octets, int Blocks>
 class Run {
     using S = Sizes<Width, Octets, Blocks>;
+    using Out = typename S::template Out<T>;
 
 public:
     __device__ Run(const BetweenScans& a, int image, int first, int block, const char* shared)
         : a_(a),
+          rows_{image, first - halo, a.behind.conv.tokens},
           image_(image),
           first_(first),
           block_(block),
@@ -109,18 +98,18 @@ public:
           lane_(thread_ % warp_size),
           g_(lane_ / 4),
           q_(lane_ % 4),
-          shared_(shared_address(shared)) {}
+          shared_(shared_address(shared)),
+          out_(a.out, rows_, block, thread_,
+               {shared_ + S::out_weight, shared_ + S::work, shared_ + S::sums, sums_barrier()}) {}
 
     __device__ void take() {
         begin_barriers();
-        if (a_.y != nullptr) fetch_out_weight();
+        if (a_.out.y != nullptr) out_.template fetch_weight<fetchers>();
         commit_copies();
         load_norm_weight();
         wait_for_predecessor();
-        if (a_.y != nullptr) {
+        if (a_.out.y != nullptr) {
             project_out();
-            wait_for_cluster();  // all blocks have begun
-            send_sums();
             wait_for_bytes(sums_barrier(), 0);
         } else {
             fetch_weights();
@@ -137,7 +126,7 @@ public:
         __syncthreads();
         project_x();
         // What nobody in the cluster waits for.
-        if (a_.y != nullptr) store_sums();
+        if (a_.out.y != nullptr) out_.store_sums(halo, halo + S::own_tokens);
         store_z();
         store_octets();
         wait_for_bytes(inbox_barrier(), 0);
@@ -152,52 +141,24 @@ private:
             begin_barrier(sums_barrier(), 1);
             begin_barrier(inbox_barrier(), 1);
             announce_barriers();
-            if (a_.y != nullptr) expect_bytes(sums_barrier(), S::rows * Width * 4);
+            if (a_.out.y != nullptr) expect_bytes(sums_barrier(), Out::expected_bytes);
             expect_bytes(inbox_barrier(), S::blocks * S::inbox_tokens * S::features * 4);
         }
         arrive_empty_handed();
     }
 
     __device__ int tokens() const { return a_.behind.conv.tokens; }
-    __device__ int token_of(int row) const { return first_ + row - halo; }
-    __device__ bool exists(int token) const { return static_cast<unsigned>(token) < static_cast<unsigned>(tokens()); }
     __device__ bool is_own(int row) const { return static_cast<unsigned>(row - halo) < S::own_tokens; }
-    // A token's row in arrays of all images; beyond the image's ends that of the token nearest.
-    __device__ std::int64_t array_row(int token) const {
-        return static_cast<std::int64_t>(image_) * tokens() + min(max(token, 0), tokens() - 1);
-    }
 
-    // Rows of a weight, `Depth` columns of 16 bits, dense, to swizzled ones, by the first threads. A thread's rows are
-    // as many apart that its places in them are few, so that a copy takes one instruction.
     static constexpr int fetchers = 192;
-    template <int Rows, int Depth>
-    __device__ void fetch_rows(int to, const void* weight, int first_row) const {
-        constexpr int row_bytes = Depth * 2;
-        constexpr int pieces = row_bytes / piece_bytes;
-        constexpr int step = fetchers / pieces;  // rows
-        constexpr int places = 8 / step;
-        static_assert(fetchers % pieces == 0 && 8 % step == 0 && Rows % step == 0);
-        if (thread_ >= fetchers) return;
-        const int row = thread_ / pieces, piece = thread_ % pieces;
-        const char* from = static_cast<const char*>(weight) + static_cast<std::int64_t>(first_row + row) * row_bytes +
-                           piece * piece_bytes;
-        unsigned place[places];
-#pragma unroll
-        for (int i = 0; i < places; ++i)
-            place[i] = shared_ + to + row * row_bytes + swizzled(row + i * step, piece) * piece_bytes;
-#pragma unroll
-        for (int k = 0; k < Rows / step; ++k)
-            copy_async(place[k % places] + k * step * row_bytes, from + k * step * row_bytes);
-    }
-    __device__ void fetch_out_weight() const {
-        fetch_rows<S::own_columns, S::inner>(S::out_weight, a_.out_weight, block_ * S::own_columns);
-    }
     __device__ void fetch_z_weight() const {
-        fetch_rows<S::own_channels, Width>(S::z_weight, a_.in_weight, S::inner + block_ * S::own_channels);
+        fetch_rows<fetchers, S::own_channels, Width>(shared_ + S::z_weight, a_.in_weight,
+                                                     S::inner + block_ * S::own_channels, thread_);
     }
     __device__ void fetch_weights() const {
-        fetch_rows<S::own_channels, Width>(S::x_weight, a_.in_weight, block_ * S::own_channels);
-        if (!S::z_comes_later || a_.y == nullptr) fetch_z_weight();
+        fetch_rows<fetchers, S::own_channels, Width>(shared_ + S::x_weight, a_.in_weight, block_ * S::own_channels,
+                                                     thread_);
+        if (!S::z_comes_later || a_.out.y == nullptr) fetch_z_weight();
         if (thread_ >= fetchers) fetch_x_proj(thread_ - fetchers);
         const CausalConv& conv = a_.behind.conv;
         constexpr int tap_pieces = S::own_channels / 4;
@@ -234,109 +195,27 @@ private:
         for (int i = thread_; i < S::rows * pieces; i += S::threads) {
             const int row = i / pieces, piece = i % pieces;
             copy_async(shared_ + S::sums + row * S::sum_row + piece * piece_bytes,
-                       a_.residual + array_row(token_of(row)) * Width + piece * 4);
+                       a_.out.residual + rows_.in_arrays(rows_.token_of(row)) * Width + piece * 4);
         }
         commit_copies();
     }
 
-    // Of y out_weight^T the block's columns. Warps share out tiles of 16 rows and four parts of the depth. What a
-    // warp takes of y nobody else does, so that it comes without a detour; and that a lane has eight neighbouring
-    // columns at once, the order of columns in products is theirs.
+    // out_proj, its sums sent. The other weights are fetched with y.
     __device__ void project_out() {
-        constexpr int tiles = S::own_columns / 8;
-        constexpr int chunks = S::inner / depth_parts / 32;
-        const int tile_row = warp_ % S::row_tiles * tile, part = warp_ / S::row_tiles;
-        uint4 y[chunks][2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const T* from = static_cast<const T*>(a_.y) + array_row(token_of(tile_row + g_ + 8 * i)) * a_.y_stride +
-                            part * (S::inner / depth_parts) + q_ * 8;
-#pragma unroll
-            for (int chunk = 0; chunk < chunks; ++chunk)
-                y[chunk][i] = *reinterpret_cast<const uint4*>(from + chunk * 32);
-        }
-        load_residual();
+        typename Out::Left y;
+        out_.load(y);
+        out_.load_residual();
         fetch_weights();
         wait_for_copies<1>();
         __syncthreads();
-        float sum[tiles][4] = {};
-#pragma unroll
-        for (int chunk = 0; chunk < chunks; ++chunk) {
-            const uint4(&of)[2] = y[chunk];
-#pragma unroll
-            for (int tile = 0; tile < tiles; ++tile) {
-                const int row = tile * 8 + g_, piece = (part * chunks + chunk) * 4 + q_;
-                const auto weight = load_shared<uint4>(shared_ + S::out_weight +
-                                                       (row * (S::inner / 8) + swizzled(row, piece)) * piece_bytes);
-                multiply_add<T>(sum[tile], {of[0].x, of[1].x, of[0].y, of[1].y}, {weight.x, weight.y});
-                multiply_add<T>(sum[tile], {of[0].z, of[1].z, of[0].w, of[1].w}, {weight.z, weight.w});
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int row = tile_row + g_ + 8 * i;
-            if (row >= S::rows) continue;
-#pragma unroll
-            for (int tile = 0; tile < tiles; ++tile)
-                store_shared(shared_ + S::work + part * S::part_bytes + (row * S::own_columns + tile * 8 + 2 * q_) * 4,
-                             float2{sum[tile][2 * i], sum[tile][2 * i + 1]});
-        }
+        typename Out::Sums sum = {};
+        out_.multiply(y, sum);
+        out_.store_part(sum);
         __syncthreads();
         if constexpr (S::z_comes_later) fetch_z_weight();
         commit_copies();
-    }
-
-    // Four columns of the residual, as a thread sums them, `i`th of those it has.
-    static constexpr int fours = S::rows * S::own_columns / 4;
-    static constexpr int own_fours = (fours + S::threads - 1) / S::threads;
-    struct Place {
-        int row, column;
-    };
-    __device__ Place place_of(int i) const {
-        const int four = i * S::threads + thread_;
-        return {four / (S::own_columns / 4), four % (S::own_columns / 4) * 4};
-    }
-    __device__ bool has(int i) const {
-        return i * S::threads + thread_ < fours;
-    }
-    __device__ std::int64_t residual_at(const Place& place) const {
-        return array_row(token_of(place.row)) * Width + block_ * S::own_columns + place.column;
-    }
-    __device__ void load_residual() {
-#pragma unroll
-        for (int i = 0; i < own_fours; ++i)
-            if (has(i)) residual_[i] = *reinterpret_cast<const float4*>(a_.residual + residual_at(place_of(i)));
-    }
-
-    // Sums the parts and the residual, and sends the sums to all blocks.
-    __device__ void send_sums() {
-#pragma unroll
-        for (int i = 0; i < own_fours; ++i) {
-            if (!has(i)) break;
-            const Place place = place_of(i);
-            float4& sum = residual_[i];
-#pragma unroll
-            for (int part = 0; part < depth_parts; ++part) {
-                const auto of = load_shared<float4>(shared_ + S::work + part * S::part_bytes +
-                                                    (place.row * S::own_columns + place.column) * 4);
-                sum.x += of.x, sum.y += of.y, sum.z += of.z, sum.w += of.w;
-            }
-            const int to = S::sums + place.row * S::sum_row + (block_ * S::own_columns + place.column) * 4;
-#pragma unroll
-            for (int block = 0; block < S::blocks; ++block) {
-                const unsigned there = place_in_block(shared_, block);
-                send(there + to, sum, there + S::barriers);
-            }
-        }
-    }
-    __device__ void store_sums() const {
-#pragma unroll
-        for (int i = 0; i < own_fours; ++i) {
-            if (!has(i)) break;
-            const Place place = place_of(i);
-            if (is_own(place.row) && exists(token_of(place.row)))
-                *reinterpret_cast<float4*>(a_.sum + residual_at(place)) = residual_[i];
-        }
+        wait_for_cluster();  // all blocks have begun
+        out_.send_sums();
     }
 
     // Of the lane's pairs of columns.
@@ -421,7 +300,7 @@ private:
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int row = in_row(i);
-            const bool there = exists(token_of(row));
+            const bool there = rows_.exists(rows_.token_of(row));
 #pragma unroll
             for (int tile = 0; tile < in_tiles; ++tile) {
                 const float2 two{sum[tile][2 * i], sum[tile][2 * i + 1]};
@@ -438,9 +317,9 @@ private:
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int row = in_row(i);
-            if (!is_own(row) || !exists(token_of(row))) continue;
-            T* z =
-                static_cast<T*>(a_.z) + array_row(token_of(row)) * S::inner + block_ * S::own_channels + in_channel();
+            if (!is_own(row) || !rows_.exists(rows_.token_of(row))) continue;
+            T* z = static_cast<T*>(a_.z) + rows_.in_arrays(rows_.token_of(row)) * S::inner + block_ * S::own_channels +
+                   in_channel();
 #pragma unroll
             for (int tile = 0; tile < in_tiles; ++tile) *reinterpret_cast<unsigned*>(z + tile * 8) = z_[i][tile];
         }
@@ -571,17 +450,18 @@ private:
         const int row = block_ * S::inbox_tokens + own;
         const int token = first_ + row % S::own_tokens;
         const std::int64_t to =
-            row / S::own_tokens * (static_cast<std::int64_t>(a_.behind.conv.batch) * tokens()) + array_row(token);
+            row / S::own_tokens * (static_cast<std::int64_t>(a_.behind.conv.batch) * tokens()) + rows_.in_arrays(token);
         unsigned* projected = static_cast<unsigned*>(a_.behind.projected) + to * pairs + pair;
         if (token < tokens()) projected[0] = pack_two<T>(sum[0].x, sum[1].x);
         if (token + 1 < tokens()) projected[pairs] = pack_two<T>(sum[0].y, sum[1].y);
     }
 
     const BetweenScans& a_;
+    const TokenRows rows_;
     const int image_, first_, block_;
     const int thread_, warp_, lane_, g_, q_;
     const unsigned shared_;
-    float4 residual_[own_fours];  // then the sums
+    Out out_;
     float2 norm_weight_[pairs];
     unsigned z_[2][in_tiles];
 };
@@ -632,7 +512,7 @@ std::span<const TokenRun> between_scans_runs(int width) {
 
 bool between_scans_takes(const BetweenScans& a, const DeviceProperties& device) {
     if (!device.clusters || (a.width != 192 && a.width != 384) || !conv_x_proj_takes(a.behind) ||
-        a.behind.conv.channels != 2 * a.width || a.y_stride % 8 != 0)
+        a.behind.conv.channels != 2 * a.width)
         return false;
     bool fits = true;
     for (const TokenRun& run : between_scans_runs(a.width)) {

@@ -10,16 +10,13 @@
 
 #include "conv_x_proj.h"
 #include "device.h"
+#include "out_proj.h"
 
 namespace vimrt::cuda {
 
 // Sizes are those of Vim's blocks: rows of `width` columns in the residual, of twice as many in y, x, z and c.
 struct BetweenScans {
-    const void* y = nullptr;             // (batch, tokens, 2 width); null in front of the first block
-    std::int64_t y_stride = 0;           // elements from row to row
-    const float* residual = nullptr;     // (batch, tokens, width)
-    float* sum = nullptr;                // residual + y out_weight^T, not in the residual's place; unused without y
-    const void* out_weight = nullptr;    // (width, 2 width)
+    OutProj out;                         // without y in front of the first block
     const float* norm_weight = nullptr;  // (width), of the RMSNorm of the sum
     float eps = 0;
     const void* in_weight = nullptr;  // (4 width, width): rows of x, then of z

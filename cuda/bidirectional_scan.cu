@@ -209,36 +209,48 @@ void run_conv_x_proj(const void* parameters, const Frame& frame) {
     conv_x_proj(conv_x_proj_of(*static_cast<const ConvXProjStep*>(parameters), frame), stream_of(frame));
 }
 
+struct OutProjStep {
+    OutProj fixed;
+    Operand y, residual, sum;  // y, sum: buffer -1 where there is none
+};
+
+OutProj out_proj_of(const OutProjStep& step, const Frame& frame) {
+    OutProj a = step.fixed;
+    a.residual = frame.at<float>(step.residual);
+    if (step.y.buffer < 0) return a;
+    a.y = address(frame, step.y);
+    a.sum = frame.at<float>(step.sum);
+    return a;
+}
+
 struct BetweenScansStep {
+    OutProjStep out;
     ConvXProjStep behind;
     BetweenScans fixed;
-    Operand y, residual, sum, z;  // y, sum: buffer -1 where there is none
+    Operand z;
 };
 
 void run_between_scans(const void* parameters, const Frame& frame) {
     const auto& step = *static_cast<const BetweenScansStep*>(parameters);
     BetweenScans a = step.fixed;
-    if (step.y.buffer >= 0) {
-        a.y = address(frame, step.y);
-        a.sum = frame.at<float>(step.sum);
-    }
-    a.residual = frame.at<float>(step.residual);
+    a.out = out_proj_of(step.out, frame);
     a.z = address(frame, step.z);
     a.behind = conv_x_proj_of(step.behind, frame);
     between_scans(a, stream_of(frame));
 }
 
 struct BeforeScanStep {
+    OutProjStep out;
     ConvXProjStep behind;
     BeforeScan fixed;
-    Operand residual, z;
+    Operand z;
     Operand zeros;  // buffer -1 where there are none
 };
 
 void run_before_scan(const void* parameters, const Frame& frame) {
     const auto& step = *static_cast<const BeforeScanStep*>(parameters);
     BeforeScan a = step.fixed;
-    a.residual = frame.at<float>(step.residual);
+    a.out = out_proj_of(step.out, frame);
     a.z = address(frame, step.z);
     a.behind = conv_x_proj_of(step.behind, frame);
     if (step.zeros.buffer >= 0) a.zeros = frame.at<unsigned>(step.zeros);
@@ -397,75 +409,89 @@ public:
         return merge_ != nullptr ? 2 : 1;
     }
 
-    // The scan together with the nodes in front of it. False, and nothing is lowered, where they are better apart.
-    bool lower_with(const NodesBetween& nodes) {
-        BetweenScansStep step;
-        describe_front(nodes, step.fixed);
-        if (!between_scans_takes(step.fixed, target_.device)) return false;
-        step.fixed.run = between_scans_run(step.fixed, target_.device);
-        if (step.fixed.run.octets == 0) return false;
-        step.fixed.shared_bytes = between_scans_shared_bytes(step.fixed, target_.device);
-        const bool adds = nodes.out_proj != nullptr;
-        if (adds) {
-            step.y = lowering_.read(nodes.out_proj->input(0));
-            if (nodes.out_proj->weight("weight").shape[1] != std::int64_t{2} * step.fixed.width ||
-                step.y.dtype != target_.dtype || step.y.row_stride % 8 != 0 || step.y.offset % 8 != 0)
-                return false;
-        } else if (!is_free(lowering_, node_, nodes.residual, DType::F32)) {
-            return false;
-        }
-        step.residual = stored_as(lowering_, nodes.residual, DType::F32);
-        if (adds) {
-            step.sum = lowering_.write(nodes.norm->output(1));
-            step.fixed.y_stride = step.y.row_stride;
-            step.fixed.out_weight = matrix(lowering_, nodes.out_proj->weight("weight"), target_.dtype,
-                                           nodes.scale != nullptr ? &nodes.scale->weight("gamma") : nullptr);
-        } else {
-            lowering_.in_place(nodes.norm->output(1), nodes.residual);
-        }
-        step.fixed.in_weight = matrix(lowering_, nodes.in_proj->weight("weight"), target_.dtype);
-        place_front(nodes, step, false);
-        fused_.weight = x_proj_by_rows(lowering_, scan_, sizes_, own_, true, target_.dtype);
-        step.behind = {conv_, fused_, projected_};
-        // Named after all nodes whose products it computes.
-        const std::string behind = nodes.in_proj->name() + ", " + scan_.name();
-        const std::string name =
-            adds ? "linear+norm+linear+causal_conv1d+x_proj " + nodes.out_proj->name() + ", " + behind
-                 : "norm+linear+causal_conv1d+x_proj " + behind;
-        lowering_.step(name.c_str(), run_between_scans, step, {adds ? step.y : step.residual, step.residual},
-                       {adds ? step.sum : step.z, step.z, c_, projected_});
-        lower_scan();
-        return true;
+    // The scan together with the nodes in front of it, from node `first` on. False, and nothing is lowered, where they
+    // are better apart.
+    bool lower_with(const NodesBetween& nodes, int first) {
+        return lower_between(nodes, first) || (nodes.out_proj != nullptr && lower_before(nodes, first));
     }
 
-    // The same where the norm is of nodes.residual alone, for many tokens.
-    bool lower_behind_norm(const NodesBetween& nodes, int norm) {
+    // The same by before_scan(), also where out_proj is a step of its own and nodes.residual what is normalised.
+    bool lower_before(const NodesBetween& nodes, int first) {
         BeforeScanStep step;
         describe_front(nodes, step.fixed);
-        if (!before_scan_takes(step.fixed, target_.device) || !is_free(lowering_, norm, nodes.residual, DType::F32))
+        step.fixed.adds = nodes.out_proj != nullptr;
+        if (!before_scan_takes(step.fixed, target_.device) || !takes_residual(nodes, first, step.fixed.width))
             return false;
         step.fixed.run = before_scan_run(step.fixed, target_.device, lowering_.alone());
         if (step.fixed.run.octets == 0) return false;
-        step.residual = lowering_.read(nodes.residual);
-        lowering_.in_place(nodes.norm->output(1), nodes.residual);
+        place_sum(nodes, step.out);
         step.fixed.in_weight = in_weight_before_scan(lowering_, nodes.in_proj->weight("weight"), target_.dtype);
         place_front(nodes, step, true);
         fused_.weight = packed_x_proj(lowering_, scan_, sizes_, own_, target_.dtype, " for before_scan",
                                       [&](std::int64_t i) { return before_scan_x_proj_element(fused_.features, i); });
-        step.behind = {conv_, fused_, projected_};
         step_.fixed.let_begin_last = true;
         if (const std::size_t bytes = scan_zeros(step_.fixed, step_.form); bytes > 0) {
             step.zeros = step_.chunk_states;
             step.fixed.zeros_count = static_cast<int>(bytes / sizeof(unsigned));
         }
-        const std::string name = "norm+linear+causal_conv1d+x_proj " + nodes.in_proj->name() + ", " + scan_.name();
-        lowering_.step(name.c_str(), run_before_scan, step, {step.residual},
-                       {step.z, c_, projected_, step.zeros.buffer >= 0 ? step.zeros : step.z});
-        lower_scan();
+        lower_front(nodes, run_before_scan, step, step.zeros);
         return true;
     }
 
 private:
+    // The same by between_scans().
+    bool lower_between(const NodesBetween& nodes, int first) {
+        BetweenScansStep step;
+        describe_front(nodes, step.fixed);
+        if (!between_scans_takes(step.fixed, target_.device) || !takes_residual(nodes, first, step.fixed.width))
+            return false;
+        step.fixed.run = between_scans_run(step.fixed, target_.device);
+        if (step.fixed.run.octets == 0) return false;
+        step.fixed.shared_bytes = between_scans_shared_bytes(step.fixed, target_.device);
+        place_sum(nodes, step.out);
+        step.fixed.in_weight = matrix(lowering_, nodes.in_proj->weight("weight"), target_.dtype);
+        place_front(nodes, step, false);
+        fused_.weight = x_proj_by_rows(lowering_, scan_, sizes_, own_, true, target_.dtype);
+        lower_front(nodes, run_between_scans, step, {});
+        return true;
+    }
+
+    // Whether out_proj's operands are as such kernels read them; without it, whether the residual is, and may be kept
+    // as the sum.
+    bool takes_residual(const NodesBetween& nodes, int first, int width) {
+        if (nodes.out_proj == nullptr) return is_free(lowering_, first, nodes.residual, DType::F32);
+        const Operand y = lowering_.read(nodes.out_proj->input(0));
+        return nodes.out_proj->weight("weight").shape[1] == std::int64_t{2} * width && y.dtype == target_.dtype &&
+               y.row_stride % 8 == 0 && y.offset % 8 == 0;
+    }
+    void place_sum(const NodesBetween& nodes, OutProjStep& step) {
+        step.residual = stored_as(lowering_, nodes.residual, DType::F32);
+        if (nodes.out_proj == nullptr) {
+            lowering_.in_place(nodes.norm->output(1), nodes.residual);
+            return;
+        }
+        step.y = lowering_.read(nodes.out_proj->input(0));
+        step.fixed.y_stride = step.y.row_stride;
+        step.sum = lowering_.write(nodes.norm->output(1));
+        step.fixed.weight = matrix(lowering_, nodes.out_proj->weight("weight"), target_.dtype,
+                                   nodes.scale != nullptr ? &nodes.scale->weight("gamma") : nullptr);
+    }
+    // The kernel's step, named after all nodes whose products it computes, and the scan's. `zeros`: what it writes
+    // besides, buffer -1 where there is none.
+    template <typename FrontStep>
+    void lower_front(const NodesBetween& nodes, void (*run)(const void*, const Frame&), FrontStep& step,
+                     const Operand& zeros) {
+        step.behind = {conv_, fused_, projected_};
+        const OutProjStep& out = step.out;
+        const bool adds = nodes.out_proj != nullptr;
+        const std::string name = (adds ? "linear+norm+linear+causal_conv1d+x_proj " + nodes.out_proj->name() + ", "
+                                       : "norm+linear+causal_conv1d+x_proj ") +
+                                 nodes.in_proj->name() + ", " + scan_.name();
+        lowering_.step(name.c_str(), run, step, {adds ? out.y : out.residual, out.residual},
+                       {adds ? out.sum : step.z, step.z, c_, projected_, zeros.buffer >= 0 ? zeros : step.z});
+        lower_scan();
+    }
+
     // Of a kernel for what lies in front of the scan, what says whether it takes the shape.
     template <typename Front>
     void describe_front(const NodesBetween& nodes, Front& front) {
@@ -656,7 +682,7 @@ int lower_before_scan(Lowering& lowering, int node, ValueId sum, const Target& t
     nodes.norm = &lowering.node(node);
     nodes.residual = sum;
     if (target.parts || !find_nodes_behind_norm(lowering, node, nodes) ||
-        !ScanLowering(lowering, nodes.scan, target).lower_behind_norm(nodes, node))
+        !ScanLowering(lowering, nodes.scan, target).lower_before(nodes, node))
         return 0;
     return nodes.scan + 2 - node;
 }
@@ -664,7 +690,7 @@ int lower_before_scan(Lowering& lowering, int node, ValueId sum, const Target& t
 int lower_between_scans(Lowering& lowering, int node, const Target& target) {
     if (target.parts) return 0;
     const auto nodes = nodes_between(lowering, node);
-    if (!nodes || !ScanLowering(lowering, nodes->scan, target).lower_with(*nodes)) return 0;
+    if (!nodes || !ScanLowering(lowering, nodes->scan, target).lower_with(*nodes, node)) return 0;
     return nodes->scan + 2 - node;
 }
 

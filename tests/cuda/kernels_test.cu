@@ -296,7 +296,7 @@ struct ScanFront {
     // The kernel's inputs and outputs, `in_proj` and `projection` its weights in the kernel's order.
     template <typename Kernel>
     void describe(Kernel& a, const DeviceArray& in_proj, const DeviceArray& projection) const {
-        a.residual = device_residual.floats();
+        a.out.residual = device_residual.floats();
         a.norm_weight = device_norm.floats();
         a.eps = 1e-5F;
         a.in_weight = in_proj.data();
@@ -335,35 +335,53 @@ struct ScanFront {
     ConvXProj behind;  // without its weight
 };
 
+// What out_proj adds to such a kernel's residual.
+struct Addition {
+    explicit Addition(const ScanFront& front)
+        : depth(front.inner),
+          y_stride(depth + 8),
+          y(rounded(normal(product({front.rows, y_stride})), front.dtype)),
+          weight(rounded(normal(product({front.width, depth}), 0.05), front.dtype)),
+          device_y(y, front.dtype),
+          device_weight(weight, front.dtype),
+          sum(front.residual.size(), DType::F32) {}
+
+    void describe(OutProj& out) const {
+        out.y = device_y.data();
+        out.y_stride = y_stride;
+        out.weight = device_weight.data();
+        out.sum = sum.floats();
+    }
+    // Checks the kernel's sums. What they were to be.
+    std::vector<double> check(std::vector<double> residual) const {
+        std::vector<double> dense;
+        for (auto row = y.begin(); row != y.end(); row += y_stride) dense.insert(dense.end(), row, row + depth);
+        const auto products = times_transposed(dense, weight, static_cast<std::size_t>(depth));
+        for (std::size_t i = 0; i < products.size(); ++i) residual[i] += products[i];
+        CHECK(relative_error(sum.values(), residual) <= 1e-6);
+        return residual;
+    }
+
+    std::int64_t depth, y_stride;
+    std::vector<double> y, weight;
+    DeviceArray device_y, device_weight, sum;
+};
+
 // `adds`: with an out_proj in front.
 void check_between_scans(DType dtype, int width, const TokenRun& run, int batch, int tokens, bool adds) {
     ScanFront front(dtype, width, batch, tokens);
-    const int inner = front.inner;
-    const std::int64_t y_stride = inner + 8;
-    const auto y = rounded(normal(product({front.rows, y_stride})), dtype);
-    const auto out_weight = rounded(normal(product({width, inner}), 0.05), dtype);
-    const DeviceArray device_y(y, dtype), device_out(out_weight, dtype), device_in(front.in_weight, dtype),
-        device_x_proj(in_conv_x_proj_order(front.x_proj, inner), dtype), sum(front.residual.size(), DType::F32);
+    const Addition addition(front);
+    const DeviceArray device_in(front.in_weight, dtype),
+        device_x_proj(in_conv_x_proj_order(front.x_proj, front.inner), dtype);
     BetweenScans a;
-    if (adds) a.y = device_y.data(), a.sum = sum.floats(), a.out_weight = device_out.data();
-    a.y_stride = y_stride;
+    if (adds) addition.describe(a.out);
     front.describe(a, device_in, device_x_proj);
     CHECK(between_scans_takes(a, find_device(0)));
     a.run = run;
     a.shared_bytes = between_scans_shared_bytes(a, find_device(0));
     between_scans(a, nullptr);
     require(cudaGetLastError());
-
-    std::vector<double> expected = front.residual;
-    if (adds) {
-        std::vector<double> dense;
-        for (std::int64_t row = 0; row < front.rows; ++row)
-            dense.insert(dense.end(), y.begin() + row * y_stride, y.begin() + row * y_stride + inner);
-        const auto products = times_transposed(dense, out_weight, static_cast<std::size_t>(inner));
-        for (std::size_t i = 0; i < products.size(); ++i) expected[i] += products[i];
-        CHECK(relative_error(sum.values(), expected) <= 1e-6);
-    }
-    front.check(expected);
+    front.check(adds ? addition.check(front.residual) : front.residual);
 }
 
 TEST(between_scans_in_one) {
@@ -381,8 +399,9 @@ TEST(between_scans_in_one) {
     }
 }
 
-void check_before_scan(DType dtype, int width, const TokenRun& run, int batch, int tokens) {
+void check_before_scan(DType dtype, int width, const TokenRun& run, int batch, int tokens, bool adds) {
     ScanFront front(dtype, width, batch, tokens);
+    const Addition addition(front);
     std::vector<double> in_weight, x_proj;
     for (std::size_t i = 0; i < front.in_weight.size(); ++i) {
         const auto [row, column] = before_scan_in_element(width, static_cast<std::int64_t>(i));
@@ -395,6 +414,8 @@ void check_before_scan(DType dtype, int width, const TokenRun& run, int batch, i
     }
     const DeviceArray device_in(in_weight, dtype), device_x_proj(x_proj, dtype);
     BeforeScan a;
+    if (adds) addition.describe(a.out);
+    a.adds = adds;
     front.describe(a, device_in, device_x_proj);
     a.run = run;
     const DeviceArray room(1003, DType::F32);
@@ -403,7 +424,7 @@ void check_before_scan(DType dtype, int width, const TokenRun& run, int batch, i
     CHECK(before_scan_takes(a, find_device(0)));
     before_scan(a, nullptr);
     require(cudaGetLastError());
-    front.check(front.residual);
+    front.check(adds ? addition.check(front.residual) : front.residual);
     const std::vector<double> written = room.values();
     CHECK(std::all_of(written.begin(), written.begin() + 999, [](double x) { return x == 0; }));
     CHECK(std::all_of(written.begin() + 999, written.end(), [](double x) { return x != 0; }));  // as it was
@@ -413,10 +434,12 @@ TEST(before_scan_in_one) {
     if (!find_device(0).warpgroup_products) return;
     for (const DType dtype : {DType::F16, DType::BF16}) {
         for (const int width : {192, 384, 768}) {
-            for (const TokenRun& of : before_scan_runs(width)) {
-                const int run = of.octets * 8;
-                for (const int tokens : {1, 9, run - 1, run, run + 1, 2 * run + 3})
-                    check_before_scan(dtype, width, of, 2, tokens);
+            for (const bool adds : {false, true}) {
+                for (const TokenRun& of : before_scan_runs(width, adds)) {
+                    const int run = of.octets * 8;
+                    for (const int tokens : {1, 9, run - 1, run, run + 1, 2 * run + 3})
+                        check_before_scan(dtype, width, of, 2, tokens, adds);
+                }
             }
         }
     }
@@ -466,6 +489,22 @@ TEST(runs_are_those_that_were_measured) {
     CHECK((before(768, 4, 197).octets == 0));
     CHECK((before(768, 128, 197).octets == 0));
     CHECK((before(768, 8, 6085).octets == 0));
+
+    const auto adding = [&](int width, int batch, int tokens, bool alone = true) {
+        auto a = of_shape<BeforeScan>(width, batch, tokens);
+        a.adds = true;
+        return before_scan_run(a, hopper, alone);
+    };
+    CHECK((adding(192, 4, 197) == TokenRun{3, 2}));
+    CHECK((adding(192, 8, 197) == TokenRun{4, 2}));
+    CHECK((adding(192, 12, 197) == TokenRun{5, 2}));
+    CHECK((adding(192, 16, 197).octets == 0));  // out_proj by itself
+    CHECK((adding(192, 1, 1025) == TokenRun{3, 2}));
+    CHECK((adding(192, 1, 2305) == TokenRun{5, 2}));
+    CHECK((adding(192, 1, 2305, false).octets == 0));
+    CHECK((adding(192, 1, 4097).octets == 0));
+    CHECK((adding(384, 2, 197).octets == 0));
+    CHECK((adding(768, 1, 197).octets == 0));
 
     const auto between = [&](int width, int batch, int tokens) {
         return between_scans_run(of_shape<BetweenScans>(width, batch, tokens), hopper);
