@@ -165,8 +165,8 @@ public:
             const unsigned to = at_.sums + place.row * sum_row + (block_ * own_columns + place.column) * 4;
             store_shared(to, sum);
 #pragma unroll
-            for (int i = 1; i < Blocks; ++i) {
-                const int other = (block_ + i) % Blocks;
+            for (int on = 1; on < Blocks; ++on) {
+                const int other = (block_ + on) % Blocks;
                 send(place_in_block(to, other), sum, place_in_block(at_.barrier, other));
             }
         }

@@ -186,11 +186,15 @@ def test_few_tokens_take_one_kernel_between_scans(batch: int, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("config", "batch"), [(VIM_TINY, 4), (VIM_TINY, 32), (VIM_SMALL, 2), (VIM_BASE, 1)])
 def test_many_tokens_take_one_kernel_in_front_of_a_scan(config: VimConfig, batch: int, tmp_path: Path) -> None:
+    """Which for four images of Ti takes in the out_proj of the block before, where there is one."""
     engine, _ = exported(config, 1, tmp_path)
     half, full = on_gpu(engine, "fp16"), on_gpu(engine, "fp32")
     if torch.cuda.get_device_capability() == (9, 0):
         names = [step["name"].split()[0] for step in half.program(batch, (224, 224))["steps"]]
-        assert names.count("norm+linear+causal_conv1d+x_proj") == names.count("scan+merge") == 24
+        fronts = {name: names.count(name) for name in names if name.endswith("norm+linear+causal_conv1d+x_proj")}
+        taken_in = 23 if (config, batch) == (VIM_TINY, 4) else 0
+        assert fronts.get("linear+norm+linear+causal_conv1d+x_proj", 0) == taken_in
+        assert fronts["norm+linear+causal_conv1d+x_proj"] == 24 - taken_in and names.count("scan+merge") == 24
     outputs = ["layers.4.normed", "layers.7.residual", "layers.9.z", "logits"]
     images = random_images(batch, 224, 224, 2).numpy()
     found, truth = half.run(images, outputs=outputs), full.run(images, outputs=outputs)
