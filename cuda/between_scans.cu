@@ -18,6 +18,7 @@
 #include "launch.h"
 #include "lowering_rules.h"
 #include "out_proj.cuh"
+#include "shared_rows.cuh"
 #include "storage.h"
 
 namespace vimrt::cuda {
