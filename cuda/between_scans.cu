@@ -91,7 +91,6 @@ public:
     __device__ Run(const BetweenScans& a, int image, int first, int block, const char* shared)
         : a_(a),
           rows_{image, first - halo, a.behind.conv.tokens},
-          image_(image),
           first_(first),
           block_(block),
           thread_(static_cast<int>(threadIdx.x)),
@@ -148,7 +147,7 @@ private:
         arrive_empty_handed();
     }
 
-    __device__ int tokens() const { return a_.behind.conv.tokens; }
+    __device__ int tokens() const { return rows_.tokens; }
     __device__ bool is_own(int row) const { return static_cast<unsigned>(row - halo) < S::own_tokens; }
 
     static constexpr int fetchers = 192;
@@ -196,7 +195,7 @@ private:
         for (int i = thread_; i < S::rows * pieces; i += S::threads) {
             const int row = i / pieces, piece = i % pieces;
             copy_async(shared_ + S::sums + row * S::sum_row + piece * piece_bytes,
-                       a_.out.residual + rows_.in_arrays(rows_.token_of(row)) * Width + piece * 4);
+                       a_.out.residual + rows_.in_arrays(row) * Width + piece * 4);
         }
         commit_copies();
     }
@@ -301,7 +300,7 @@ private:
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int row = in_row(i);
-            const bool there = rows_.exists(rows_.token_of(row));
+            const bool there = rows_.exists(row);
 #pragma unroll
             for (int tile = 0; tile < in_tiles; ++tile) {
                 const float2 two{sum[tile][2 * i], sum[tile][2 * i + 1]};
@@ -318,9 +317,8 @@ private:
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int row = in_row(i);
-            if (!is_own(row) || !rows_.exists(rows_.token_of(row))) continue;
-            T* z = static_cast<T*>(a_.z) + rows_.in_arrays(rows_.token_of(row)) * S::inner + block_ * S::own_channels +
-                   in_channel();
+            if (!is_own(row) || !rows_.exists(row)) continue;
+            T* z = static_cast<T*>(a_.z) + rows_.in_arrays(row) * S::inner + block_ * S::own_channels + in_channel();
 #pragma unroll
             for (int tile = 0; tile < in_tiles; ++tile) *reinterpret_cast<unsigned*>(z + tile * 8) = z_[i][tile];
         }
@@ -423,7 +421,7 @@ private:
             load_transposed(values, shared_ + S::c + (direction * S::own_tokens + token) * S::channel_row +
                                         column * 32 + lane_ / 8 % 2 * piece_bytes);
             const std::int64_t to =
-                static_cast<std::int64_t>(image_) * (S::inner / column_channels) + block_ * columns + column;
+                static_cast<std::int64_t>(rows_.image) * (S::inner / column_channels) + block_ * columns + column;
             char* c = static_cast<char*>(direction == 0 ? conv.forward : conv.backward) +
                       (to * octets + octet) * octet_bytes + lane_ * 8;
             if (octet < octets) *reinterpret_cast<uint2*>(c) = uint2{values[0], values[1]};
@@ -450,8 +448,8 @@ private:
         }
         const int row = block_ * S::inbox_tokens + own;
         const int token = first_ + row % S::own_tokens;
-        const std::int64_t to =
-            row / S::own_tokens * (static_cast<std::int64_t>(a_.behind.conv.batch) * tokens()) + rows_.in_arrays(token);
+        const std::int64_t to = row / S::own_tokens * (static_cast<std::int64_t>(a_.behind.conv.batch) * tokens()) +
+                                rows_.in_arrays(halo + row % S::own_tokens);
         unsigned* projected = static_cast<unsigned*>(a_.behind.projected) + to * pairs + pair;
         if (token < tokens()) projected[0] = pack_two<T>(sum[0].x, sum[1].x);
         if (token + 1 < tokens()) projected[pairs] = pack_two<T>(sum[0].y, sum[1].y);
@@ -459,7 +457,7 @@ private:
 
     const BetweenScans& a_;
     const TokenRows rows_;
-    const int image_, first_, block_;
+    const int first_, block_;
     const int thread_, warp_, lane_, g_, q_;
     const unsigned shared_;
     Out out_;

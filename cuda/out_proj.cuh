@@ -11,11 +11,10 @@ namespace vimrt::cuda {
 struct TokenRows {
     int image, first, tokens;
 
-    __device__ int token_of(int row) const { return first + row; }
-    __device__ bool exists(int token) const { return static_cast<unsigned>(token) < static_cast<unsigned>(tokens); }
-    // A token's row in arrays of all images; beyond the image's ends that of the token nearest.
-    __device__ std::int64_t in_arrays(int token) const {
-        return static_cast<std::int64_t>(image) * tokens + min(max(token, 0), tokens - 1);
+    __device__ bool exists(int row) const { return static_cast<unsigned>(first + row) < static_cast<unsigned>(tokens); }
+    // The row's in arrays of all images; beyond the image's ends that of the token nearest.
+    __device__ std::int64_t in_arrays(int row) const {
+        return static_cast<std::int64_t>(image) * tokens + min(max(first + row, 0), tokens - 1);
     }
 };
 
@@ -69,8 +68,7 @@ public:
         if (!has_part()) return;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const T* from = static_cast<const T*>(a_.y) +
-                            rows_.in_arrays(rows_.token_of(first_row() + g_ + 8 * i)) * a_.y_stride +
+            const T* from = static_cast<const T*>(a_.y) + rows_.in_arrays(first_row() + g_ + 8 * i) * a_.y_stride +
                             part() * (inner / depth_parts) + q_ * 8;
 #pragma unroll
             for (int chunk = 0; chunk < chunks; ++chunk)
@@ -142,7 +140,7 @@ public:
         for (int i = 0; i < own_fours; ++i) {
             if (!has(i)) break;
             const Place place = place_of(i);
-            if (place.row >= begin && place.row < end && rows_.exists(rows_.token_of(place.row)))
+            if (place.row >= begin && place.row < end && rows_.exists(place.row))
                 *reinterpret_cast<float4*>(a_.sum + element_at(place)) = sum_[i];
         }
     }
@@ -172,7 +170,7 @@ private:
         return i * threads + thread_ < fours;
     }
     __device__ std::int64_t element_at(const Place& place) const {
-        return rows_.in_arrays(rows_.token_of(place.row)) * Width + block_ * own_columns + place.column;
+        return rows_.in_arrays(place.row) * Width + block_ * own_columns + place.column;
     }
 
     const OutProj& a_;
