@@ -22,7 +22,7 @@ struct BeforeScan {
     float eps = 0;
     const void* in_weight = nullptr;  // (4 width, width), in the order of before_scan_in_element()
     void* z = nullptr;                // (batch, tokens, 2 width)
-    ConvXProj behind;                 // weight: in the order of before_scan_x_proj_element(); x and split are not used
+    ConvXProj behind;                 // weight: in the order of before_scan_x_proj_element(); x and run are not used
     int width = 0;
     unsigned* zeros = nullptr;  // to be written for the scan: zeros_count of them
     int zeros_count = 0;

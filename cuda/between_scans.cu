@@ -496,12 +496,6 @@ void with_kernel(const BetweenScans& a, const TokenRun& run, const F& function) 
                                       : of_type.template operator()<__nv_bfloat16>();
 }
 
-// Blocks that a multiprocessor has room for.
-int blocks_that_fit(int bytes, const DeviceProperties& device) {
-    constexpr int reserved = 1024;  // of each block
-    return (device.shared_bytes_per_block + reserved) / (bytes + reserved);
-}
-
 }  // namespace
 
 std::span<const TokenRun> between_scans_runs(int width) {
@@ -534,7 +528,7 @@ int between_scans_shared_bytes(const BetweenScans& a, const DeviceProperties& de
     int bytes = 0;
     with_kernel(a, a.run,
                 [&]<typename T, int Width, int Octets, int Blocks>() { bytes = Sizes<Width, Octets, Blocks>::bytes; });
-    while (blocks_that_fit(bytes, device) > 1) bytes += 1024;
+    while (blocks_with_room(device, bytes) > 1) bytes += 1024;
     return bytes;
 }
 

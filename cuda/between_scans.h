@@ -21,7 +21,7 @@ struct BetweenScans {
     float eps = 0;
     const void* in_weight = nullptr;  // (4 width, width): rows of x, then of z
     void* z = nullptr;                // (batch, tokens, 2 width)
-    ConvXProj behind;                 // of x; its own x and split are not used
+    ConvXProj behind;                 // of x; its own x and run are not used
     int width = 0;
     TokenRun run;          // one of between_scans_runs()
     int shared_bytes = 0;  // of a block: between_scans_shared_bytes()

@@ -577,7 +577,7 @@ private:
         const bool aligned = merge_ == nullptr || (step_.merged.offset % 8 == 0 && step_.z.offset % 8 == 0);
         is_fused_ = own_ && x_.offset % 8 == 0 && aligned && conv_x_proj_takes(fused_) && scan_octets_takes(a);
         if (!is_fused_) a.order = ScanOrder::Rows;
-        if (is_fused_) fused_.split = conv_x_proj_split(fused_, target_.device);
+        if (is_fused_) fused_.run = conv_x_proj_run(fused_, target_.device, lowering_.alone());
         if (aligned) step_.form = choose_scan_form(a, target_.device, may_be_helped);
     }
 

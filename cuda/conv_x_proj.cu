@@ -7,6 +7,7 @@
 #include "conv_x_proj.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "activations.h"
 #include "launch.h"
@@ -47,7 +48,7 @@ class Run {
     static constexpr int blocks_of_8 = Features / 8;
 
 public:
-    // `part`: which of a.split.
+    // `part`: which of a.run.blocks.
     __device__ Run(const ConvXProj& a, int image, int first, int part, char* shared)
         : a_(a),
           image_(image),
@@ -61,7 +62,7 @@ public:
           c_(shared + 2 * Sizes::stage_bytes) {}
 
     __device__ void take() {
-        const int slabs = a_.conv.channels / slab / a_.split;
+        const int slabs = a_.conv.channels / slab / a_.run.blocks;
         const int first_slab = part_ * slabs;
         const bool works = first_ + first_row_ < a_.conv.tokens;
         Fetch fetch(*this, first_slab);
@@ -84,7 +85,7 @@ public:
             multiply(here + Sizes::x_bytes);
             __syncwarp();
         }
-        if (a_.split > 1) {
+        if (a_.run.blocks > 1) {
             sum_of_cluster();
         } else if (works) {
             store();
@@ -229,12 +230,12 @@ private:
         }
         meet_cluster();
         const std::int64_t rows = static_cast<std::int64_t>(conv.batch) * conv.tokens;
-        for (int at = (part_ * threads + thread_) * 4; at < 2 * Tokens * Features; at += a_.split * threads * 4) {
+        for (int at = (part_ * threads + thread_) * 4; at < 2 * Tokens * Features; at += a_.run.blocks * threads * 4) {
             const int direction = at / Features / Tokens;
             const int token = first_ + at / Features % Tokens;
             if (token >= conv.tokens) continue;
             float sum[4] = {};
-            for (int part = 0; part < a_.split; ++part) {
+            for (int part = 0; part < a_.run.blocks; ++part) {
                 const float4 four = load_from_block(sums + at * 4, part);
                 sum[0] += four.x, sum[1] += four.y, sum[2] += four.z, sum[3] += four.w;
             }
@@ -276,36 +277,58 @@ __global__ void __launch_bounds__(threads_of<Tokens>, blocks_wanted<Tokens>)
     convolve_and_project(const __grid_constant__ ConvXProj a) {
     extern __shared__ float4 shared[];
     const int runs = (a.conv.tokens + Tokens - 1) / Tokens;
-    const int index = static_cast<int>(blockIdx.x) / a.split;
+    const int index = static_cast<int>(blockIdx.x) / a.run.blocks;
     wait_for_predecessor();
     let_successor_begin();
-    Run<T, Features, Tokens> run(a, index / runs, index % runs * Tokens, static_cast<int>(blockIdx.x) % a.split,
+    Run<T, Features, Tokens> run(a, index / runs, index % runs * Tokens, static_cast<int>(blockIdx.x) % a.run.blocks,
                                  reinterpret_cast<char*>(shared));
     run.take();
 }
 
-// Each block reads all weights of its channels. Where they are much, longer runs are faster for reading them less
-// often; else shorter ones, of which there are more.
-constexpr int many_features = 80;
+// Each block reads all weights of its channels. Where they are much, long runs read them less often, and of many
+// tokens there are enough of them without sharing out channels.
+constexpr int short_run = 32, long_run = 64;
+constexpr int much_to_read = 80;  // features
 constexpr std::int64_t many_tokens = 16384;
-int run_tokens(const ConvXProj& a) {
-    return a.features == many_features && std::int64_t{a.conv.tokens} * a.conv.batch >= many_tokens ? 64 : 32;
+// Blocks of a cluster at most; and blocks on a multiprocessor, where other steps take their part of the device.
+constexpr int max_blocks(int tokens, bool alone) {
+    if (tokens == short_run) return 8;
+    return alone ? 4 : 2;
+}
+constexpr int max_beside_others = 2;
+
+// Calls function.operator()<T, Features, Tokens>() with those of the kernel for runs of so many tokens.
+template <typename F>
+void with_kernel(const ConvXProj& a, int tokens, const F& function) {
+    const auto of_type = [&]<typename T>() {
+        const bool is_short = tokens == short_run;
+        if (a.features == 48 && is_short) return function.template operator()<T, 48, short_run>();
+        if (a.features == 64 && is_short) return function.template operator()<T, 64, short_run>();
+        if (a.features == much_to_read && is_short) return function.template operator()<T, much_to_read, short_run>();
+        if (a.features == much_to_read && tokens == long_run)
+            return function.template operator()<T, much_to_read, long_run>();
+        throw std::logic_error("no kernel takes such runs");
+    };
+    a.conv.dtype == DType::F16 ? of_type.template operator()<__half>() : of_type.template operator()<__nv_bfloat16>();
 }
 
-constexpr int max_split = 8;         // blocks of a cluster on every device that has them
-constexpr int blocks_that_fill = 4;  // a multiprocessor
-
-template <typename F>
-void with_features(int features, const F& function) {
-    switch (features) {
-        case 48:
-            return function.template operator()<48>();
-        case 64:
-            return function.template operator()<64>();
-        case 80:
-            return function.template operator()<80>();
-    }
-    throw std::logic_error("the fused projection has no such width");
+// Microseconds that a block takes for the channels of a slab, where as many as `beside` share a multiprocessor, and for
+// all else, as measured with 80 features (docs/performance.md).
+constexpr double time_besides = 4;
+constexpr double time_of_slab(int tokens, int beside) {
+    return tokens == short_run ? 1.0 + 0.2 * beside : 1.2 + 0.3 * beside;
+}
+// As many clusters of `blocks` as there is room for take as long as one.
+double time_of_runs(const ConvXProj& a, int tokens, int blocks, const DeviceProperties& device, bool alone) {
+    int room = 0;  // on a multiprocessor
+    with_kernel(a, tokens, [&]<typename T, int Features, int Tokens>() {
+        room = std::clamp(blocks_with_room(device, Layout<Features, Tokens>::bytes), 1, blocks_wanted<Tokens>);
+    });
+    if (!alone) room = std::min(room, max_beside_others);
+    const std::int64_t runs = runs_of(a, {tokens / octet_tokens, blocks});
+    const int beside = std::min(room, static_cast<int>(blocks_for(runs * blocks, device.multiprocessors)));
+    return blocks_for(runs, room * clusters_at_once(device, blocks)) *
+           (time_besides + a.conv.channels / slab / blocks * time_of_slab(tokens, beside));
 }
 
 }  // namespace
@@ -317,34 +340,29 @@ bool conv_x_proj_takes(const ConvXProj& a) {
            (a.features == 48 || a.features == 64 || a.features == 80);
 }
 
-int conv_x_proj_split(const ConvXProj& a, const DeviceProperties& device) {
-    if (!device.clusters) return 1;
-    const int slabs = a.conv.channels / slab;
-    const std::int64_t runs = std::int64_t{blocks_for(a.conv.tokens, run_tokens(a))} * a.conv.batch;
-    int best = 1;
-    for (int split = 2; split <= std::min(max_split, slabs); ++split) {
-        if (slabs % split == 0 && runs * split <= std::int64_t{blocks_that_fill} * device.multiprocessors) best = split;
+TokenRun conv_x_proj_run(const ConvXProj& a, const DeviceProperties& device, bool alone) {
+    const bool reads_much = a.features == much_to_read;
+    if (reads_much && std::int64_t{a.conv.tokens} * a.conv.batch >= many_tokens) return {long_run / octet_tokens, 1};
+    TimedRun best{{}, HUGE_VAL};
+    for (const int tokens : {short_run, long_run}) {
+        if (tokens == long_run && !reads_much) break;
+        for (int blocks = 1; blocks <= (device.clusters ? max_blocks(tokens, alone) : 1); ++blocks) {
+            if (a.conv.channels / slab % blocks != 0) continue;
+            const double time = time_of_runs(a, tokens, blocks, device, alone);
+            if (time < best.time) best = {{tokens / octet_tokens, blocks}, time};
+        }
     }
     return best;
 }
 
 void conv_x_proj(const ConvXProj& a, cudaStream_t stream) {
-    const auto start = [&]<typename T, int Features, int Tokens>() {
-        constexpr int bytes = Layout<Features, Tokens>::bytes;
-        const auto split = static_cast<unsigned>(a.split);
-        const unsigned blocks = blocks_for(a.conv.tokens, Tokens) * static_cast<unsigned>(a.conv.batch) * split;
-        launch("conv_x_proj", convolve_and_project<T, Features, Tokens>, {blocks, threads_of<Tokens>, bytes, split},
+    with_kernel(a, a.run.octets * octet_tokens, [&]<typename T, int Features, int Tokens>() {
+        const auto split = static_cast<unsigned>(a.run.blocks);
+        launch("conv_x_proj", convolve_and_project<T, Features, Tokens>,
+               {static_cast<unsigned>(runs_of(a, a.run)) * split, threads_of<Tokens>, Layout<Features, Tokens>::bytes,
+                split},
                stream, a);
-    };
-    const auto start_of_type = [&]<typename T>() {
-        if (run_tokens(a) == 64) return start.template operator()<T, many_features, 64>();
-        with_features(a.features, [&]<int Features>() { start.template operator()<T, Features, 32>(); });
-    };
-    if (a.conv.dtype == DType::F16) {
-        start_of_type.template operator()<__half>();
-    } else {
-        start_of_type.template operator()<__nv_bfloat16>();
-    }
+    });
 }
 
 }  // namespace vimrt::cuda

@@ -14,7 +14,7 @@ struct ConvXProj {
     const void* weight = nullptr;  // (directions, features, channels), channels in the order of conv_x_proj_channel()
     void* projected = nullptr;     // (directions, batch, tokens, features)
     int features = 0;              // rank and twice the states, as x_proj gives them
-    int split = 1;                 // blocks that share the channels of a run of tokens: see conv_x_proj_split()
+    TokenRun run;                  // whose blocks share its channels: see conv_x_proj_run()
 };
 
 // How many runs all images' tokens make.
@@ -37,8 +37,8 @@ constexpr int conv_x_proj_place(int pair) {
 
 // What the kernel was made for: the published models' shapes. Others take the two steps one after the other.
 bool conv_x_proj_takes(const ConvXProj& a);
-// Into how many blocks channels are split for a shape: more than one where runs of tokens do not fill the device.
-int conv_x_proj_split(const ConvXProj& a, const DeviceProperties& device);
+// Which runs serve a shape best: of 4 octets, or with 80 features of 8. `alone`: nothing else runs beside the kernel.
+TokenRun conv_x_proj_run(const ConvXProj& a, const DeviceProperties& device, bool alone);
 void conv_x_proj(const ConvXProj& a, cudaStream_t stream);
 
 }  // namespace vimrt::cuda

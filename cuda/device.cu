@@ -134,6 +134,11 @@ int clusters_at_once(const DeviceProperties& device, int blocks) {
     return std::max(1, (device.multiprocessors - missed) / blocks);
 }
 
+int blocks_with_room(const DeviceProperties& device, int shared_bytes) {
+    constexpr int reserved = 1024;  // of each block
+    return (device.shared_bytes_per_block + reserved) / (shared_bytes + reserved);
+}
+
 bool runs_code_of_hopper() {
     // By device: 0 unknown, 1 no, 2 yes.
     static std::array<std::atomic<char>, 64> known{};

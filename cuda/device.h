@@ -108,6 +108,8 @@ struct DeviceProperties {
 // cluster are neighbours, and of neighbours not all work: an H100 takes 15 clusters of eight, and of four 30, but not
 // 32 (docs/performance.md).
 int clusters_at_once(const DeviceProperties& device, int blocks);
+// Blocks of so much shared memory each that a multiprocessor has room for.
+int blocks_with_room(const DeviceProperties& device, int shared_bytes);
 
 // Throws DeviceError unless there are a driver, new enough, and the device `index`, and this build has code for it.
 DeviceProperties find_device(int index);

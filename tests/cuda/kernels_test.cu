@@ -229,7 +229,7 @@ std::vector<double> projected_of(const std::vector<double>& c, const std::vector
     return result;
 }
 
-void check_conv_x_proj(DType dtype, int batch, int tokens, int channels, int features, int split = 1) {
+void check_conv_x_proj(DType dtype, int batch, int tokens, int channels, int features, const TokenRun& run = {4, 1}) {
     const Convolution convolution(dtype, 4, tokens, channels, true, batch);
     const auto weight = rounded(normal(product({2, features, channels}), 0.1), dtype);
     const DeviceArray device_weight(in_conv_x_proj_order(weight, channels), dtype);
@@ -244,7 +244,7 @@ void check_conv_x_proj(DType dtype, int batch, int tokens, int channels, int fea
     a.weight = device_weight.data();
     a.projected = projected.data();
     a.features = features;
-    a.split = split;
+    a.run = run;
     CHECK(conv_x_proj_takes(a));
     conv_x_proj(a, nullptr);
     require(cudaGetLastError());
@@ -260,11 +260,15 @@ TEST(convolution_and_projection_in_one) {
             for (const int tokens : {1, 31, 32, 33, 197}) {
                 for (const int channels : {64, 384}) check_conv_x_proj(dtype, 2, tokens, channels, features);
             }
-            check_conv_x_proj(dtype, 84, 197, 64, features);  // in long runs
+            check_conv_x_proj(dtype, 84, 197, 64, features);
             if (!find_device(0).clusters) continue;
-            for (const int split : {2, 3, 6}) check_conv_x_proj(dtype, 2, 37, 384, features, split);
-            check_conv_x_proj(dtype, 84, 197, 128, features, 2);
+            for (const int blocks : {2, 3, 6}) check_conv_x_proj(dtype, 2, 37, 384, features, {4, blocks});
+            check_conv_x_proj(dtype, 84, 197, 128, features, {4, 2});
         }
+        for (const int tokens : {1, 63, 64, 65, 197}) check_conv_x_proj(dtype, 2, tokens, 384, 80, {8, 1});
+        check_conv_x_proj(dtype, 84, 197, 64, 80, {8, 1});
+        if (!find_device(0).clusters) continue;
+        for (const int blocks : {2, 3, 4}) check_conv_x_proj(dtype, 3, 71, 768, 80, {8, blocks});
     }
 }
 
@@ -463,6 +467,8 @@ Kernel of_shape(int width, int batch, int tokens) {
 TEST(runs_are_those_that_were_measured) {
     DeviceProperties hopper;
     hopper.multiprocessors = 132;
+    hopper.shared_bytes_per_block = 232448;
+    hopper.clusters = true;
     const auto before = [&](int width, int batch, int tokens, bool alone = true) {
         return before_scan_run(of_shape<BeforeScan>(width, batch, tokens), hopper, alone);
     };
@@ -511,6 +517,27 @@ TEST(runs_are_those_that_were_measured) {
     CHECK((adding(192, 1, 4097).octets == 0));
     CHECK((adding(384, 2, 197).octets == 0));
     CHECK((adding(768, 1, 197).octets == 0));
+
+    const auto convolving = [&](int batch, int tokens, bool alone = true) {  // of B
+        ConvXProj a;
+        a.conv.batch = batch;
+        a.conv.tokens = tokens;
+        a.conv.channels = 1536;
+        a.features = 80;
+        return conv_x_proj_run(a, hopper, alone);
+    };
+    CHECK((convolving(4, 197) == TokenRun{4, 8}));
+    CHECK((convolving(8, 197) == TokenRun{4, 6}));
+    CHECK((convolving(8, 197, false) == TokenRun{4, 4}));
+    CHECK((convolving(16, 197, false) == TokenRun{4, 2}));
+    CHECK((convolving(32, 197, false) == TokenRun{8, 2}));
+    CHECK((convolving(64, 197, false) == TokenRun{8, 1}));
+    CHECK((convolving(8, 577, false) == TokenRun{8, 2}));
+    CHECK((convolving(4, 1025) == TokenRun{8, 3}));
+    CHECK((convolving(1, 2305) == TokenRun{4, 4}));
+    CHECK((convolving(2, 2305) == TokenRun{8, 3}));
+    CHECK((convolving(1, 6085) == TokenRun{4, 2}));
+    CHECK((convolving(8, 6085) == TokenRun{8, 1}));
 
     const auto between = [&](int width, int batch, int tokens) {
         return between_scans_run(of_shape<BetweenScans>(width, batch, tokens), hopper);
