@@ -285,29 +285,35 @@ __global__ void __launch_bounds__(threads_of<Tokens>, blocks_wanted<Tokens>)
     run.take();
 }
 
-// Each block reads all weights of its channels. Where they are much, long runs read them less often, and of many
-// tokens there are enough of them without sharing out channels.
-constexpr int short_run = 32, long_run = 64;
+// Octets of a run. Each block reads all weights of its channels. Where they are much, long runs read them less often,
+// and of many tokens there are enough of them without sharing out channels.
+constexpr int short_run = 4, long_run = 8;
 constexpr int much_to_read = 80;  // features
 constexpr std::int64_t many_tokens = 16384;
 // Blocks of a cluster at most; and blocks on a multiprocessor, where other steps take their part of the device.
-constexpr int max_blocks(int tokens, bool alone) {
-    if (tokens == short_run) return 8;
+constexpr int max_blocks(int octets, bool alone) {
+    if (octets == short_run) return 8;
     return alone ? 4 : 2;
 }
 constexpr int max_beside_others = 2;
 
-// Calls function.operator()<T, Features, Tokens>() with those of the kernel for runs of so many tokens.
+// Calls function.operator()<T, Features, Tokens>() with those of the kernel for runs of so many octets.
 template <typename F>
-void with_kernel(const ConvXProj& a, int tokens, const F& function) {
+void with_kernel(const ConvXProj& a, int octets, const F& function) {
+    constexpr int short_tokens = short_run * octet_tokens, long_tokens = long_run * octet_tokens;
     const auto of_type = [&]<typename T>() {
-        const bool is_short = tokens == short_run;
-        if (a.features == 48 && is_short) return function.template operator()<T, 48, short_run>();
-        if (a.features == 64 && is_short) return function.template operator()<T, 64, short_run>();
-        if (a.features == much_to_read && is_short) return function.template operator()<T, much_to_read, short_run>();
-        if (a.features == much_to_read && tokens == long_run)
-            return function.template operator()<T, much_to_read, long_run>();
-        throw std::logic_error("no kernel takes such runs");
+        if (octets == long_run && a.features == much_to_read)
+            return function.template operator()<T, much_to_read, long_tokens>();
+        if (octets != short_run) throw std::logic_error("no kernel takes such runs");
+        switch (a.features) {
+            case 48:
+                return function.template operator()<T, 48, short_tokens>();
+            case 64:
+                return function.template operator()<T, 64, short_tokens>();
+            case much_to_read:
+                return function.template operator()<T, much_to_read, short_tokens>();
+        }
+        throw std::logic_error("the fused projection has no such width");
     };
     a.conv.dtype == DType::F16 ? of_type.template operator()<__half>() : of_type.template operator()<__nv_bfloat16>();
 }
@@ -315,20 +321,20 @@ void with_kernel(const ConvXProj& a, int tokens, const F& function) {
 // Microseconds that a block takes for the channels of a slab, where as many as `beside` share a multiprocessor, and for
 // all else, as measured with 80 features (docs/performance.md).
 constexpr double time_besides = 4;
-constexpr double time_of_slab(int tokens, int beside) {
-    return tokens == short_run ? 1.0 + 0.2 * beside : 1.2 + 0.3 * beside;
+constexpr double time_of_slab(int octets, int beside) {
+    return octets == short_run ? 1.0 + 0.2 * beside : 1.2 + 0.3 * beside;
 }
-// As many clusters of `blocks` as there is room for take as long as one.
-double time_of_runs(const ConvXProj& a, int tokens, int blocks, const DeviceProperties& device, bool alone) {
+// As many clusters as there is room for take as long as one.
+double time_of_runs(const ConvXProj& a, const TokenRun& run, const DeviceProperties& device, bool alone) {
     int room = 0;  // on a multiprocessor
-    with_kernel(a, tokens, [&]<typename T, int Features, int Tokens>() {
+    with_kernel(a, run.octets, [&]<typename T, int Features, int Tokens>() {
         room = std::clamp(blocks_with_room(device, Layout<Features, Tokens>::bytes), 1, blocks_wanted<Tokens>);
     });
     if (!alone) room = std::min(room, max_beside_others);
-    const std::int64_t runs = runs_of(a, {tokens / octet_tokens, blocks});
-    const int beside = std::min(room, static_cast<int>(blocks_for(runs * blocks, device.multiprocessors)));
-    return blocks_for(runs, room * clusters_at_once(device, blocks)) *
-           (time_besides + a.conv.channels / slab / blocks * time_of_slab(tokens, beside));
+    const std::int64_t runs = runs_of(a, run);
+    const int beside = std::min(room, static_cast<int>(blocks_for(runs * run.blocks, device.multiprocessors)));
+    return blocks_for(runs, room * clusters_at_once(device, run.blocks)) *
+           (time_besides + a.conv.channels / slab / run.blocks * time_of_slab(run.octets, beside));
 }
 
 }  // namespace
@@ -342,21 +348,21 @@ bool conv_x_proj_takes(const ConvXProj& a) {
 
 TokenRun conv_x_proj_run(const ConvXProj& a, const DeviceProperties& device, bool alone) {
     const bool reads_much = a.features == much_to_read;
-    if (reads_much && std::int64_t{a.conv.tokens} * a.conv.batch >= many_tokens) return {long_run / octet_tokens, 1};
+    if (reads_much && std::int64_t{a.conv.tokens} * a.conv.batch >= many_tokens) return {long_run, 1};
     TimedRun best{{}, HUGE_VAL};
-    for (const int tokens : {short_run, long_run}) {
-        if (tokens == long_run && !reads_much) break;
-        for (int blocks = 1; blocks <= (device.clusters ? max_blocks(tokens, alone) : 1); ++blocks) {
+    for (const int octets : {short_run, long_run}) {
+        if (octets == long_run && !reads_much) break;
+        for (int blocks = 1; blocks <= (device.clusters ? max_blocks(octets, alone) : 1); ++blocks) {
             if (a.conv.channels / slab % blocks != 0) continue;
-            const double time = time_of_runs(a, tokens, blocks, device, alone);
-            if (time < best.time) best = {{tokens / octet_tokens, blocks}, time};
+            const TokenRun run{octets, blocks};
+            if (const double time = time_of_runs(a, run, device, alone); time < best.time) best = {run, time};
         }
     }
     return best;
 }
 
 void conv_x_proj(const ConvXProj& a, cudaStream_t stream) {
-    with_kernel(a, a.run.octets * octet_tokens, [&]<typename T, int Features, int Tokens>() {
+    with_kernel(a, a.run.octets, [&]<typename T, int Features, int Tokens>() {
         const auto split = static_cast<unsigned>(a.run.blocks);
         launch("conv_x_proj", convolve_and_project<T, Features, Tokens>,
                {static_cast<unsigned>(runs_of(a, a.run)) * split, threads_of<Tokens>, Layout<Features, Tokens>::bytes,
