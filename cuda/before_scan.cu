@@ -10,7 +10,9 @@
 //
 // Where runs are few, the blocks of a cluster share out a run's channels. Each normalises the run's tokens; what x_proj
 // adds up of an octet goes to the block that stores it. With as few as that, they may also compute the residual's sums
-// with out_proj's results, which are normalised (out_proj.cuh).
+// with out_proj's results, which are normalised (out_proj.cuh). Where there is room for half as many blocks again,
+// these compute z, in twice as many rounds as the others x: a third of a cluster's blocks; or, where clusters would
+// become too large, clusters that take two runs' each.
 #include "before_scan.h"
 
 #include <algorithm>
@@ -41,12 +43,15 @@ constexpr int weight_depth(int width) {
     return width == 192 ? panel_depth : panel_depth / 2;
 }
 
-// `Octets`: of a run. `Cluster`: blocks that share one. `Adds`: out_proj's results first.
-template <int Width, int Octets, int Cluster, bool Adds>
+// `Octets`: of a run. `Cluster`: blocks that share one. `Z`: who computes z. `Adds`: out_proj's results first.
+template <int Width, int Octets, int Cluster, ZBy Z, bool Adds>
 struct Sizes {
     static constexpr int features = Width == 192 ? 48 : Width == 384 ? 64 : 80;
     static constexpr int octets = Octets;
     static constexpr int cluster = Cluster;
+    // Of a run, blocks that compute x; unless they compute z too, it has half as many for that.
+    static constexpr int x_blocks = Z == ZBy::Third ? Cluster / 3 * 2 : Cluster;
+    static_assert(Z == ZBy::All || (Z == ZBy::Third ? Cluster % 3 == 0 : Cluster % 2 == 0 && !Adds));
     // Of a group, for weights, and the panels of each. Smaller ones keep copies under way where there is little room,
     // and cost more meetings of a group where there is enough.
     static constexpr int slots = Width == 192 ? 3 : octets == 12 ? 5 : 4;
@@ -54,7 +59,8 @@ struct Sizes {
 
     static constexpr int channels = 2 * Width;
     static constexpr int slabs = channels / slab_channels;
-    static constexpr int rounds = slabs / groups / cluster;  // of a block
+    static constexpr int rounds = slabs / groups / x_blocks;  // of a block, and of one of z alone
+    static constexpr int z_rounds = 2 * rounds;
     // A quarter's pairs of tokens are as many as octets of all quarters. With the halo it has 2 blocks tokens.
     static constexpr int pairs = octets;
     static constexpr int blocks = pairs + halo;
@@ -64,7 +70,7 @@ struct Sizes {
     static constexpr int depth = weight_depth(Width), weight_bytes = warpgroup_rows * depth * 2;  // of a panel
     static constexpr int slot_bytes = slot_panels * weight_bytes;
     static constexpr int copies = Width / depth / slot_panels;  // of weights for a slab's x, or z
-    static constexpr int group_copies = rounds * 2 * copies;
+    static constexpr int slab_copies = (Z == ZBy::All ? 2 : 1) * copies;
 
     // In x_proj a direction's warps share out features, in tiles, and octets.
     static constexpr int feature_tiles = features / tile;
@@ -99,29 +105,30 @@ struct Sizes {
     static constexpr int inbox_barrier = common_barriers + 2 * 8;
     static constexpr int sums_barrier = inbox_barrier + 8;
     static constexpr int bytes = sums_barrier + (adds ? 8 : 0);
-    static_assert(slots <= group_copies);
+    static_assert(slots <= rounds * slab_copies);
     // In the place of the weights when all blocks of the cluster have used theirs, x_proj's sums, which each block
     // sends to all: [block][octet][direction][tile of features][lane].
     static constexpr int sum_bytes = warp_size * 16;  // of a product's
     static constexpr int octet_bytes = 2 * feature_tiles * sum_bytes;
-    static constexpr int inbox_octets = (octets + cluster - 1) / cluster;
+    static constexpr int inbox_octets = (octets + x_blocks - 1) / x_blocks;
     static constexpr int inbox_bytes = inbox_octets * octet_bytes;
-    static_assert(cluster == 1 || cluster * inbox_bytes <= c - weights);
+    static_assert(x_blocks == 1 || x_blocks * inbox_bytes <= c - weights);
 };
 
-template <typename T, int Width, int Octets, int Cluster, bool Adds>
+template <typename T, int Width, int Octets, int Cluster, ZBy Z, bool Adds>
 class Run {
-    using S = Sizes<Width, Octets, Cluster, Adds>;
+    using S = Sizes<Width, Octets, Cluster, Z, Adds>;
     using Sums = float[S::blocks][4];
     using SumsOfZ = float[S::blocks - 2 * S::skipped][4];
 
 public:
-    // `first`: octet. `block`: of the cluster.
-    __device__ Run(const BeforeScan& a, int image, int first, int block, unsigned shared)
+    // `first`: octet. `part`: of the run's channels, by the blocks that compute x, or with `of_z` z alone.
+    __device__ Run(const BeforeScan& a, int image, int first, int part, bool of_z, unsigned shared)
         : a_(a),
           image_(image),
           first_(first),
-          block_(block),
+          part_(part),
+          of_z_(of_z),
           // The compiler is to know that these are the same for all lanes: warpgroups' products must not lie behind
           // branches that it takes for divergent.
           group_(__shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / warpgroup_size, 0)),
@@ -134,12 +141,7 @@ public:
           barriers_(shared + S::barriers + group_ * S::slots * 8) {}
 
     __device__ void take() {
-        if constexpr (S::adds) {
-            add_out_proj();
-        } else {
-            begin_copies();
-            wait_for_predecessor();
-        }
+        begin();
         if (blockIdx.x == 0) {
             for (int i = static_cast<int>(threadIdx.x); i < a_.zeros_count; i += threads) a_.zeros[i] = 0;
         }
@@ -155,13 +157,17 @@ public:
             __syncwarp();
             store_octets<0>(round);
             store_octets<1>(round);
-            SumsOfZ z;
-            multiply<S::skipped>(z);
-            if (S::cluster > 1 && round + 1 == S::rounds) arrive_empty_handed();
-            store_z(round, z);
+            if constexpr (Z != ZBy::All) {
+                if (round + 1 == S::rounds) arrive_empty_handed();
+            } else {
+                SumsOfZ z;
+                multiply<S::skipped>(z);
+                if (S::x_blocks > 1 && round + 1 == S::rounds) arrive_empty_handed();
+                store_z(round, z);
+            }
             project(round);
         }
-        if constexpr (S::cluster > 1) {
+        if constexpr (S::x_blocks > 1) {
             wait_for_cluster();  // all blocks have used their weights
             send_projected();
             wait_for_bytes(inbox_barrier(), 0);
@@ -171,8 +177,25 @@ public:
         __syncthreads();
         end_barriers();
     }
+    // z alone.
+    __device__ void take_z() {
+        begin();
+        if constexpr (Z == ZBy::Third) arrive_empty_handed();
+        normalise();
+        show_to_products();
+        __syncthreads();
+        for (int round = 0; round < S::z_rounds; ++round) {
+            SumsOfZ z;
+            multiply<S::skipped>(z);
+            store_z(round, z);
+        }
+        __syncthreads();
+        end_barriers();
+        if constexpr (Z == ZBy::Third) wait_for_cluster();
+    }
 
 private:
+    __device__ int own_rounds() const { return of_z_ ? S::z_rounds : S::rounds; }
     __device__ int tokens() const { return a_.behind.conv.tokens; }
     __device__ int last_octet() const { return (tokens() - 1) / octet_tokens; }
     __device__ int octets() const { return min(S::octets, last_octet() + 1 - first_); }
@@ -187,12 +210,20 @@ private:
     // At which out_proj's do.
     __device__ unsigned sums_barrier() const { return shared_ + S::sums_barrier; }
 
+    __device__ void begin() {
+        if constexpr (S::adds) {
+            add_out_proj();
+        } else {
+            begin_copies();
+            wait_for_predecessor();
+        }
+    }
     // Weights do not depend on the kernels before.
     __device__ void begin_copies() {
         if (threadIdx.x == 0) begin_barrier(c_is_there(), threads), begin_barrier(c_is_read(), threads);
-        if (S::cluster > 1 && threadIdx.x == 0) {
+        if (S::x_blocks > 1 && threadIdx.x == 0 && !of_z_) {
             begin_barrier(inbox_barrier(), 1);
-            expect_bytes(inbox_barrier(), S::cluster * own_octets() * S::octet_bytes);
+            expect_bytes(inbox_barrier(), S::x_blocks * own_octets() * S::octet_bytes);
         }
         if (S::adds && threadIdx.x == 0) {
             begin_barrier(sums_barrier(), 1);
@@ -206,17 +237,18 @@ private:
     }
     __device__ void end_barriers() const {
         if (threadIdx.x == 0) end_barrier(c_is_there()), end_barrier(c_is_read());
-        if (S::cluster > 1 && threadIdx.x == 0) end_barrier(inbox_barrier());
+        if (S::x_blocks > 1 && threadIdx.x == 0 && !of_z_) end_barrier(inbox_barrier());
         if (S::adds && threadIdx.x == 0) end_barrier(sums_barrier());
         if (leads_) {
             for (int i = 0; i < S::slots; ++i) end_barrier(slot_barrier(i));
         }
     }
-    // The next slot's weights, of those of the group's slabs in the order in which it takes them.
+    // The next slot's weights, of those of the group's slabs in the order in which it takes them. In memory a slab's
+    // for x come first.
     __device__ void fetch_weights() {
-        if (fetched_ >= S::group_copies) return;
-        constexpr int slab_copies = 2 * S::copies;
-        const int copy = slab(fetched_ / slab_copies) * slab_copies + fetched_ % slab_copies;
+        if (fetched_ >= own_rounds() * S::slab_copies) return;
+        const int copy =
+            slab(fetched_ / S::slab_copies) * (2 * S::copies) + fetched_ % S::slab_copies + (of_z_ ? S::copies : 0);
         const int slot = fetched_++ % S::slots;
         expect_bytes(slot_barrier(slot), S::slot_bytes);
         copy_bulk(slots_ + slot * S::slot_bytes, static_cast<const char*>(a_.in_weight) + copy * S::slot_bytes,
@@ -227,7 +259,7 @@ private:
     __device__ void add_out_proj() {
         using Out = typename S::template Out<T>;
         const TokenRows rows{image_, first_ * octet_tokens - halo, tokens()};
-        Out out(a_.out, rows, block_, static_cast<int>(threadIdx.x),
+        Out out(a_.out, rows, of_z_ ? S::x_blocks + part_ : part_, static_cast<int>(threadIdx.x),
                 {shared_ + S::c, shared_ + S::c, shared_, sums_barrier()});
         out.template fetch_weight<threads>();
         commit_copies();
@@ -398,7 +430,7 @@ private:
 
     // Of all slabs, and of the image's columns, the group's and the warp's in a round.
     __device__ int slab(int round) const {
-        return (block_ * S::rounds + round) * groups + group_;
+        return (part_ * own_rounds() + round) * groups + group_;
     }
     __device__ int column(int round) const {
         return slab(round) * (slab_channels / column_channels) + warp_;
@@ -535,7 +567,7 @@ private:
         const unsigned c = shared_ + S::c + own.direction * S::c_direction_bytes + own.first * block_bytes;
         const uint4* weights =
             reinterpret_cast<const uint4*>(a_.behind.weight) +
-            (((block_ * S::rounds + round) * 2 + own.direction) * depths * S::feature_tiles + own.tile) * warp_size +
+            (((part_ * S::rounds + round) * 2 + own.direction) * depths * S::feature_tiles + own.tile) * warp_size +
             lane_.index;
         uint4 weight[depths][S::warp_tiles];
 #pragma unroll
@@ -572,13 +604,13 @@ private:
 
     // The block of the cluster that stores an octet, which of its octets that is, and how many it has.
     __device__ static int keeper(int octet) {
-        return octet % S::cluster;
+        return octet % S::x_blocks;
     }
     __device__ static int kept_as(int octet) {
-        return octet / S::cluster;
+        return octet / S::x_blocks;
     }
     __device__ int own_octets() const {
-        return (S::octets - block_ + S::cluster - 1) / S::cluster;
+        return (S::octets - part_ + S::x_blocks - 1) / S::x_blocks;
     }
     // Where in an inbox a lane's sums of one of its octets lie, of the warp's first tile of features.
     __device__ int sums_at(const Share& own, int octet) const {
@@ -596,7 +628,7 @@ private:
             for (int m = 0; m < S::warp_tiles; ++m) {
                 const float(&p)[4] = projected_[n][m];
                 if (!has_tile(own, m)) break;
-                send(there + block_ * S::inbox_bytes + sums_at(own, octet) + m * S::sum_bytes,
+                send(there + part_ * S::inbox_bytes + sums_at(own, octet) + m * S::sum_bytes,
                      float4{p[0], p[1], p[2], p[3]}, there + S::inbox_barrier);
             }
         }
@@ -606,14 +638,14 @@ private:
 #pragma unroll
         for (int n = 0; n < S::warp_octets; ++n) {
             const int octet = own.first + n;
-            if (octet >= S::octets || keeper(octet) != block_) continue;
+            if (octet >= S::octets || keeper(octet) != part_) continue;
 #pragma unroll
             for (int m = 0; m < S::warp_tiles; ++m) {
                 float(&p)[4] = projected_[n][m];
                 if (!has_tile(own, m)) break;
                 p[0] = p[1] = p[2] = p[3] = 0;
 #pragma unroll
-                for (int block = 0; block < S::cluster; ++block) {
+                for (int block = 0; block < S::x_blocks; ++block) {
                     const auto of =
                         load_shared<float4>(shared_ + block * S::inbox_bytes + sums_at(own, octet) + m * S::sum_bytes);
                     p[0] += of.x, p[1] += of.y, p[2] += of.z, p[3] += of.w;
@@ -634,7 +666,7 @@ private:
         for (int n = 0; n < S::warp_octets; ++n) {
             const int octet = own.first + n;
             const int token = (first_ + octet) * octet_tokens + step;
-            const bool there = octet < S::octets && keeper(octet) == block_ && token < tokens();
+            const bool there = octet < S::octets && keeper(octet) == part_ && token < tokens();
 #pragma unroll
             for (int m = 0; m < S::warp_tiles; ++m) {
                 const float(&p)[4] = projected_[n][m];
@@ -646,7 +678,8 @@ private:
     }
 
     const BeforeScan& a_;
-    const int image_, first_, block_;
+    const int image_, first_, part_;
+    const bool of_z_;
     const int group_, warp_;
     const Lane lane_;
     const bool leads_;
@@ -657,36 +690,70 @@ private:
     float projected_[S::warp_octets][S::warp_tiles][4] = {};
 };
 
-template <typename T, int Width, int Octets, int Cluster, bool Adds>
+template <typename T, int Width, int Octets, int Cluster, ZBy Z, bool Adds>
 __global__ void __launch_bounds__(threads, 1) before_scan_of(const __grid_constant__ BeforeScan a) {
     extern __shared__ float4 shared[];
+    using S = Sizes<Width, Octets, Cluster, Z, Adds>;
     const int runs = ((a.behind.conv.tokens + octet_tokens - 1) / octet_tokens + Octets - 1) / Octets;
-    const int index = static_cast<int>(blockIdx.x) / Cluster;
-    Run<T, Width, Octets, Cluster, Adds> run(a, index / runs, index % runs * Octets,
-                                             static_cast<int>(blockIdx.x) % Cluster, shared_address(shared));
-    run.take();
+    int index = static_cast<int>(blockIdx.x) / Cluster, part = static_cast<int>(blockIdx.x) % Cluster;
+    bool of_z = false;
+    if constexpr (Z == ZBy::Third) {
+        if (part >= S::x_blocks) part -= S::x_blocks, of_z = true;
+    } else if constexpr (Z == ZBy::Others) {
+        constexpr int z_blocks = S::x_blocks / 2;
+        const int x_clusters = a.behind.conv.batch * runs;
+        if (index >= x_clusters) {
+            index = (index - x_clusters) * 2 + part / z_blocks, part %= z_blocks, of_z = true;
+            if (index >= x_clusters) return;  // runs are odd
+        }
+    }
+    Run<T, Width, Octets, Cluster, Z, Adds> run(a, index / runs, index % runs * Octets, part, of_z,
+                                                shared_address(shared));
+    if (of_z) {
+        run.take_z();
+    } else {
+        run.take();
+    }
     // Not before: the scan's blocks would be set up where runs of this kernel are still to come.
     let_successor_begin();
 }
 
-// Which runs there are, as measured on an H100 (docs/performance.md): as many at once as the device has room for take
-// as long as one.
+// Which runs there are, as measured on an H100 and an H200 (docs/performance.md): as many at once as the device has
+// room for take as long as one.
 constexpr TimedRun runs_of_192[] = {{{3, 1}, 11.3}, {{4, 1}, 11.7},  {{5, 1}, 12.5},  {{6, 1}, 13.7},
                                     {{9, 1}, 17.5}, {{12, 1}, 23.3}, {{13, 1}, 24.5}, {{3, 2}, 8.3},
                                     {{4, 2}, 9.0},  {{5, 2}, 9.7},   {{6, 2}, 10.5},  {{9, 2}, 11.9}};
-constexpr TimedRun runs_of_384[] = {{{5, 1}, 28},   {{6, 1}, 34},   {{9, 1}, 45},   {{12, 1}, 62.5}, {{13, 1}, 65},
-                                    {{5, 2}, 17.5}, {{6, 2}, 19},   {{9, 2}, 23.5}, {{3, 4}, 8.9},   {{4, 4}, 9.9},
-                                    {{5, 4}, 10.3}, {{6, 4}, 10.7}, {{9, 4}, 14}};
-constexpr TimedRun runs_of_768[] = {{{4, 8}, 14.1}, {{5, 8}, 15.2}};
+constexpr TimedRun runs_of_384[] = {{{5, 1}, 28},
+                                    {{6, 1}, 34},
+                                    {{9, 1}, 45},
+                                    {{12, 1}, 62.5},
+                                    {{13, 1}, 65},
+                                    {{5, 2}, 17.5},
+                                    {{6, 2}, 19},
+                                    {{9, 2}, 23.5},
+                                    {{3, 4}, 8.9},
+                                    {{4, 4}, 9.9},
+                                    {{5, 4}, 10.3},
+                                    {{6, 4}, 10.7},
+                                    {{9, 4}, 14},
+                                    {{3, 4, ZBy::Others}, 7.2},
+                                    {{4, 4, ZBy::Others}, 8.3},
+                                    {{5, 4, ZBy::Others}, 8.9}};
+constexpr TimedRun runs_of_768[] = {{{4, 8}, 14.1},
+                                    {{5, 8}, 15.2},
+                                    {{3, 8, ZBy::Others}, 10.9},
+                                    {{4, 8, ZBy::Others}, 12.3},
+                                    {{5, 8, ZBy::Others}, 12.7}};
 // Those that add out_proj's results.
-constexpr TimedRun adding_runs_of_192[] = {{{3, 2}, 11.6}, {{4, 2}, 14}, {{5, 2}, 14.3}};
+constexpr TimedRun adding_runs_of_192[] = {{{3, 2}, 11.6}, {{4, 2}, 14}, {{5, 2}, 14.3}, {{3, 3, ZBy::Third}, 10.4}};
 
-// Calls function.operator()<T, Width, Octets, Cluster, Adds>() with the kernel's.
+// Calls function.operator()<T, Width, Octets, Cluster, Z, Adds>() with the kernel's.
 template <typename F>
 void with_kernel(const BeforeScan& a, const TokenRun& run, const F& function) {
     const auto of_width = [&]<typename T, int Width, const auto & Runs, bool Adds = false>() {
-        with_run<Runs>(
-            run, [&]<int Octets, int Cluster>() { function.template operator()<T, Width, Octets, Cluster, Adds>(); });
+        with_run<Runs>(run, [&]<int Octets, int Cluster, ZBy Z>() {
+            function.template operator()<T, Width, Octets, Cluster, Z, Adds>();
+        });
     };
     const auto of_type = [&]<typename T>() {
         if (a.adds) return of_width.template operator()<T, 192, adding_runs_of_192, true>();
@@ -698,9 +765,14 @@ void with_kernel(const BeforeScan& a, const TokenRun& run, const F& function) {
                                       : of_type.template operator()<__nv_bfloat16>();
 }
 
+// Of blocks that share a run, and for z of as many that share two.
+std::int64_t clusters_for(const BeforeScan& a, const TokenRun& run) {
+    const std::int64_t runs = runs_of(a.behind, run);
+    return runs + (run.z == ZBy::Others ? (runs + 1) / 2 : 0);
+}
 // What the kernel takes, what the steps by themselves do, and out_proj, in microseconds, measured likewise.
 double time_of_run(const BeforeScan& a, const TimedRun& run, const DeviceProperties& device) {
-    return blocks_for(runs_of(a.behind, run), clusters_at_once(device, run.blocks)) * run.time;
+    return blocks_for(clusters_for(a, run), clusters_at_once(device, run.blocks)) * run.time;
 }
 double time_of_steps(const BeforeScan& a) {
     const double rows = static_cast<double>(a.behind.conv.batch) * a.behind.conv.tokens;
@@ -750,8 +822,8 @@ bool before_scan_takes(const BeforeScan& a, const DeviceProperties& device) {
         return false;
     bool fits = true;
     for (const TokenRun& run : before_scan_runs(a.width, a.adds)) {
-        with_kernel(a, run, [&]<typename T, int Width, int Octets, int Cluster, bool Adds>() {
-            using S = Sizes<Width, Octets, Cluster, Adds>;
+        with_kernel(a, run, [&]<typename T, int Width, int Octets, int Cluster, ZBy Z, bool Adds>() {
+            using S = Sizes<Width, Octets, Cluster, Z, Adds>;
             fits = fits && a.behind.features == S::features && S::bytes <= device.shared_bytes_per_block;
         });
     }
@@ -774,10 +846,10 @@ TokenRun before_scan_run(const BeforeScan& a, const DeviceProperties& device, bo
 }
 
 void before_scan(const BeforeScan& a, cudaStream_t stream) {
-    with_kernel(a, a.run, [&]<typename T, int Width, int Octets, int Cluster, bool Adds>() {
-        constexpr int bytes = Sizes<Width, Octets, Cluster, Adds>::bytes;
-        launch("before_scan", before_scan_of<T, Width, Octets, Cluster, Adds>,
-               {static_cast<unsigned>(runs_of(a.behind, a.run) * Cluster), threads, bytes, Cluster}, stream, a);
+    with_kernel(a, a.run, [&]<typename T, int Width, int Octets, int Cluster, ZBy Z, bool Adds>() {
+        constexpr int bytes = Sizes<Width, Octets, Cluster, Z, Adds>::bytes;
+        launch("before_scan", before_scan_of<T, Width, Octets, Cluster, Z, Adds>,
+               {static_cast<unsigned>(clusters_for(a, a.run) * Cluster), threads, bytes, Cluster}, stream, a);
     });
 }
 

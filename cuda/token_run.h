@@ -8,10 +8,15 @@
 
 namespace vimrt::cuda {
 
+// Who computes z of a run: each block what belongs to its channels of x; a third of the blocks all of it; or blocks of
+// another cluster, which do so for two runs.
+enum class ZBy { All, Third, Others };
+
 // So many octets, neighbours, and the blocks of a cluster that share what is to be done for them.
 struct TokenRun {
     int octets = 0;
     int blocks = 1;
+    ZBy z = ZBy::All;
     friend constexpr bool operator==(const TokenRun&, const TokenRun&) = default;
 };
 
@@ -20,13 +25,13 @@ struct TimedRun : TokenRun {
     double time = 0;
 };
 
-// Calls function.operator()<Octets, Blocks>() with those of `run`, which is one of the array `Runs`.
+// Calls function.operator()<Octets, Blocks, Z>() with those of `run`, which is one of the array `Runs`.
 template <const auto& Runs, typename F>
 void with_run(const TokenRun& run, const F& function) {
     const auto call_if = [&]<std::size_t I>() {
         constexpr TokenRun one = Runs[I];
         if (one != run) return false;
-        function.template operator()<one.octets, one.blocks>();
+        function.template operator()<one.octets, one.blocks, one.z>();
         return true;
     };
     const auto call_one = [&]<std::size_t... I>(std::index_sequence<I...>) {

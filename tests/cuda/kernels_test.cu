@@ -434,25 +434,32 @@ void check_before_scan(DType dtype, int width, const TokenRun& run, int batch, i
     CHECK(std::all_of(written.begin() + 999, written.end(), [](double x) { return x != 0; }));  // as it was
 }
 
-void check_before_scan(bool adds) {
+void check_before_scan(bool adds, bool z_by_all) {
     if (!find_device(0).warpgroup_products) return;
     for (const DType dtype : {DType::F16, DType::BF16}) {
         for (const int width : {192, 384, 768}) {
             for (const TokenRun& of : before_scan_runs(width, adds)) {
+                if ((of.z == ZBy::All) != z_by_all) continue;
                 const int run = of.octets * 8;
                 for (const int tokens : {1, 9, run - 1, run, run + 1, 2 * run + 3})
                     check_before_scan(dtype, width, of, 2, tokens, adds);
+                if (of.z == ZBy::Others) check_before_scan(dtype, width, of, 3, 3, adds);  // an odd number of runs
             }
         }
     }
 }
 
 TEST(before_scan_in_one) {
-    check_before_scan(false);
+    check_before_scan(false, true);
 }
 
 TEST(out_proj_before_scan) {
-    check_before_scan(true);
+    check_before_scan(true, true);
+}
+
+TEST(z_by_other_blocks) {
+    check_before_scan(false, false);
+    check_before_scan(true, false);
 }
 
 template <typename Kernel>
@@ -485,7 +492,10 @@ TEST(runs_are_those_that_were_measured) {
     CHECK((before(192, 1, 4097) == TokenRun{4, 1}));
     CHECK((before(192, 1, 6085) == TokenRun{6, 1}));
     CHECK((before(192, 8, 6085) == TokenRun{12, 1}));
-    CHECK((before(384, 2, 197) == TokenRun{3, 4}));
+    CHECK((before(384, 2, 197) == TokenRun{3, 4, ZBy::Others}));
+    CHECK((before(384, 3, 197) == TokenRun{3, 4}));
+    CHECK((before(384, 4, 197) == TokenRun{5, 4, ZBy::Others}));
+    CHECK((before(384, 1, 577) == TokenRun{4, 4, ZBy::Others}));
     CHECK((before(384, 6, 197) == TokenRun{5, 4}));
     CHECK((before(384, 8, 197) == TokenRun{9, 4}));
     CHECK((before(384, 12, 197) == TokenRun{5, 2}));
@@ -495,7 +505,8 @@ TEST(runs_are_those_that_were_measured) {
     CHECK((before(384, 1, 4097) == TokenRun{9, 2}));
     CHECK((before(384, 2, 577, false).octets == 0));  // a kernel for each step
     CHECK((before(384, 1, 6085) == TokenRun{6, 1}));
-    CHECK((before(768, 1, 197) == TokenRun{4, 8}));
+    CHECK((before(768, 1, 197) == TokenRun{3, 8, ZBy::Others}));
+    CHECK((before(768, 2, 197) == TokenRun{5, 8, ZBy::Others}));
     CHECK((before(768, 3, 197) == TokenRun{5, 8}));
     CHECK((before(768, 1, 577) == TokenRun{5, 8}));
     CHECK((before(768, 4, 197).octets == 0));
@@ -507,7 +518,9 @@ TEST(runs_are_those_that_were_measured) {
         a.adds = true;
         return before_scan_run(a, hopper, alone);
     };
-    CHECK((adding(192, 4, 197) == TokenRun{3, 2}));
+    CHECK((adding(192, 4, 197) == TokenRun{3, 3, ZBy::Third}));
+    CHECK((adding(192, 5, 197) == TokenRun{3, 2}));
+    CHECK((adding(192, 1, 785) == TokenRun{3, 3, ZBy::Third}));
     CHECK((adding(192, 8, 197) == TokenRun{4, 2}));
     CHECK((adding(192, 12, 197) == TokenRun{5, 2}));
     CHECK((adding(192, 16, 197).octets == 0));  // out_proj by itself
