@@ -189,9 +189,9 @@ public:
             multiply<S::skipped>(z);
             store_z(round, z);
         }
+        if constexpr (Z == ZBy::Third) wait_for_cluster();
         __syncthreads();
         end_barriers();
-        if constexpr (Z == ZBy::Third) wait_for_cluster();
     }
 
 private:

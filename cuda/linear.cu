@@ -1,10 +1,12 @@
 // linear: out = in W^T + bias, on cuBLASLt (matmul.h).
 //
 // A scale behind it goes into the weights. Where an add_norm follows, the product is added to the fp32 residual in
-// place, unrounded, and the add_norm is left with the norm alone.
+// place, unrounded, and the add_norm is left with the norm alone. An out_proj of few rows has a kernel for that
+// (out_proj.h).
 #include "constants.h"
 #include "lowering_rules.h"
 #include "matmul.h"
+#include "out_proj.h"
 
 namespace vimrt::cuda {
 
@@ -26,6 +28,39 @@ ValueId residual_behind(Lowering& lowering, int node, ValueId hidden, const Oper
 DType result_dtype(const Lowering& lowering, int node, ValueId result, const Target& target) {
     return lowering.feeds_next(node, result, "split") || lowering.feeds_next(node, result, "linear") ? target.dtype
                                                                                                      : DType::F32;
+}
+
+struct AddOutProjStep {
+    AddOutProj fixed;
+    Operand y, residual;
+};
+
+void run_add_out_proj(const void* parameters, const Frame& frame) {
+    const auto& step = *static_cast<const AddOutProjStep*>(parameters);
+    AddOutProj a = step.fixed;
+    a.out.y = address(frame, step.y);
+    a.out.residual = a.out.sum = frame.at<float>(step.residual);
+    add_out_proj(a, stream_of(frame));
+}
+
+// The product added to `residual` by add_out_proj(), where that serves the shape; false, and nothing is emitted,
+// elsewhere.
+bool lower_add_out_proj(Lowering& lowering, const Target& target, const Node& linear, const MatmulShape& shape,
+                        const Operand& y, const Weight* gamma, const Operand& residual) {
+    if (target.parts || size_of(target.dtype) != 2 || linear.has_weight("bias") || shape.depth != 2 * shape.features ||
+        y.row_stride % 8 != 0 || y.offset % 8 != 0 || residual.row_stride != shape.features || residual.offset % 4 != 0)
+        return false;
+    AddOutProjStep step{{}, y, residual};
+    AddOutProj& a = step.fixed;
+    a.dtype = target.dtype;
+    a.width = static_cast<int>(shape.features);
+    a.rows = shape.rows;
+    a.block_rows = add_out_proj_rows(a, target.device);
+    if (a.block_rows == 0) return false;
+    a.out.y_stride = y.row_stride;
+    a.out.weight = matrix(lowering, linear.weight("weight"), target.dtype, gamma);
+    lowering.step(step_name("linear+add", linear).c_str(), run_add_out_proj, step, {y, residual}, {residual});
+    return true;
 }
 
 }  // namespace
@@ -53,13 +88,16 @@ int lower_linear(Lowering& lowering, int node, const Target& target) {
     shape.accumulate = residual >= 0;
     const Operand out = shape.accumulate ? lowering.read(residual)
                                          : lowering.write(result, result_dtype(lowering, last, result, target));
-    // cuBLASLt reads a bias of the output's dtype.
-    const void* bias = nullptr;
-    if (linear.has_weight("bias")) {
-        bias = out.dtype == DType::F32 ? float_vector(lowering, linear.weight("bias"), gamma)
-                                       : matrix(lowering, linear.weight("bias"), out.dtype, gamma);
+    if (!shape.accumulate || !lower_add_out_proj(lowering, target, linear, shape, in, gamma, out)) {
+        // cuBLASLt reads a bias of the output's dtype.
+        const void* bias = nullptr;
+        if (linear.has_weight("bias")) {
+            bias = out.dtype == DType::F32 ? float_vector(lowering, linear.weight("bias"), gamma)
+                                           : matrix(lowering, linear.weight("bias"), out.dtype, gamma);
+        }
+        lower_product(lowering, target, shape.accumulate ? "linear+add" : "linear", linear, shape, in, gamma, bias,
+                      out);
     }
-    lower_product(lowering, target, shape.accumulate ? "linear+add" : "linear", linear, shape, in, gamma, bias, out);
     if (!shape.accumulate) return last - node + 1;
     return last - node + 1 + lower_norm_of_sum(lowering, last + 1, residual, target);
 }

@@ -111,20 +111,21 @@ public:
         }
     }
 
-    // Sums the parts and the residual, and sends the sums to all blocks, which have begun. Behind the parts and a
-    // barrier.
+    // Sums the parts and the residual, behind them and a barrier.
+    __device__ void add_parts() {
+#pragma unroll
+        for (int i = 0; i < own_fours; ++i) {
+            if (has(i)) add_parts(i);
+        }
+    }
+    // The same, and sends the sums to all blocks, which have begun.
     __device__ void send_sums() {
 #pragma unroll
         for (int i = 0; i < own_fours; ++i) {
             if (!has(i)) break;
             const Place place = place_of(i);
             float4& sum = sum_[i];
-#pragma unroll
-            for (int part = 0; part < depth_parts; ++part) {
-                const auto of =
-                    load_shared<float4>(at_.parts + part * part_bytes + place.row * part_row + place.column * 4);
-                sum.x += of.x, sum.y += of.y, sum.z += of.z, sum.w += of.w;
-            }
+            add_parts(i);
             const unsigned to = at_.sums + place.row * sum_row + (block_ * own_columns + place.column) * 4;
             store_shared(to, sum);
 #pragma unroll
@@ -168,6 +169,16 @@ private:
     }
     __device__ bool has(int i) const {
         return i * threads + thread_ < fours;
+    }
+    __device__ void add_parts(int i) {
+        const Place place = place_of(i);
+        float4& sum = sum_[i];
+#pragma unroll
+        for (int part = 0; part < depth_parts; ++part) {
+            const auto of =
+                load_shared<float4>(at_.parts + part * part_bytes + place.row * part_row + place.column * 4);
+            sum.x += of.x, sum.y += of.y, sum.z += of.z, sum.w += of.w;
+        }
     }
     __device__ std::int64_t element_at(const Place& place) const {
         return rows_.in_arrays(place.row) * Width + block_ * own_columns + place.column;

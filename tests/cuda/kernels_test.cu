@@ -14,6 +14,7 @@
 #include "cublaslt.h"
 #include "device_array.h"
 #include "matmul.h"
+#include "out_proj.h"
 #include "parts.h"
 #include "patch_embed.h"
 #include "tokens.h"
@@ -341,14 +342,14 @@ struct ScanFront {
 
 // What out_proj adds to such a kernel's residual.
 struct Addition {
-    explicit Addition(const ScanFront& front)
-        : depth(front.inner),
+    Addition(DType dtype, int width, std::int64_t rows)
+        : depth(2 * width),
           y_stride(depth + 8),
-          y(rounded(normal(product({front.rows, y_stride})), front.dtype)),
-          weight(rounded(normal(product({front.width, depth}), 0.05), front.dtype)),
-          device_y(y, front.dtype),
-          device_weight(weight, front.dtype),
-          sum(front.residual.size(), DType::F32) {}
+          y(rounded(normal(product({rows, y_stride})), dtype)),
+          weight(rounded(normal(product({width, depth}), 0.05), dtype)),
+          device_y(y, dtype),
+          device_weight(weight, dtype),
+          sum(product({rows, width}), DType::F32) {}
 
     void describe(OutProj& out) const {
         out.y = device_y.data();
@@ -357,12 +358,16 @@ struct Addition {
         out.sum = sum.floats();
     }
     // Checks the kernel's sums. What they were to be.
-    std::vector<double> check(std::vector<double> residual) const {
+    std::vector<double> check(const std::vector<double>& residual) const {
+        std::vector<double> sums = expected(residual);
+        CHECK(relative_error(sum.values(), sums) <= 1e-6);
+        return sums;
+    }
+    std::vector<double> expected(std::vector<double> residual) const {
         std::vector<double> dense;
         for (auto row = y.begin(); row != y.end(); row += y_stride) dense.insert(dense.end(), row, row + depth);
         const auto products = times_transposed(dense, weight, static_cast<std::size_t>(depth));
         for (std::size_t i = 0; i < products.size(); ++i) residual[i] += products[i];
-        CHECK(relative_error(sum.values(), residual) <= 1e-6);
         return residual;
     }
 
@@ -374,7 +379,7 @@ struct Addition {
 // `adds`: with an out_proj in front.
 void check_between_scans(DType dtype, int width, const TokenRun& run, int batch, int tokens, bool adds) {
     ScanFront front(dtype, width, batch, tokens);
-    const Addition addition(front);
+    const Addition addition(dtype, width, front.rows);
     const DeviceArray device_in(front.in_weight, dtype),
         device_x_proj(in_conv_x_proj_order(front.x_proj, front.inner), dtype);
     BetweenScans a;
@@ -405,7 +410,7 @@ TEST(between_scans_in_one) {
 
 void check_before_scan(DType dtype, int width, const TokenRun& run, int batch, int tokens, bool adds) {
     ScanFront front(dtype, width, batch, tokens);
-    const Addition addition(front);
+    const Addition addition(dtype, width, front.rows);
     std::vector<double> in_weight, x_proj;
     for (std::size_t i = 0; i < front.in_weight.size(); ++i) {
         const auto [row, column] = before_scan_in_element(width, static_cast<std::int64_t>(i));
@@ -457,9 +462,39 @@ TEST(out_proj_before_scan) {
     check_before_scan(true, true);
 }
 
-TEST(z_by_other_blocks) {
+TEST(z_by_other_clusters) {
     check_before_scan(false, false);
+}
+
+TEST(z_by_a_third_of_a_cluster) {
     check_before_scan(true, false);
+}
+
+void check_add_out_proj(DType dtype, int width, int rows, int block_rows) {
+    const Addition addition(dtype, width, rows);
+    const std::vector<double> residual = rounded(normal(product({rows, width})), DType::F32);
+    const DeviceArray sum(residual, DType::F32);
+    AddOutProj a;
+    addition.describe(a.out);
+    a.out.residual = a.out.sum = sum.floats();
+    a.dtype = dtype;
+    a.width = width;
+    a.rows = rows;
+    a.block_rows = block_rows;
+    add_out_proj(a, nullptr);
+    require(cudaGetLastError());
+    CHECK(relative_error(sum.values(), addition.expected(residual)) <= 1e-6);
+}
+
+TEST(out_proj_and_addition) {
+    for (const DType dtype : {DType::F16, DType::BF16}) {
+        for (const int width : {384, 768}) {
+            for (const int block_rows : add_out_proj_block_rows(width)) {
+                for (const int rows : {1, 17, block_rows, block_rows + 1, 2 * block_rows + 3, 197})
+                    check_add_out_proj(dtype, width, rows, block_rows);
+            }
+        }
+    }
 }
 
 template <typename Kernel>
@@ -530,6 +565,21 @@ TEST(runs_are_those_that_were_measured) {
     CHECK((adding(192, 1, 4097).octets == 0));
     CHECK((adding(384, 2, 197).octets == 0));
     CHECK((adding(768, 1, 197).octets == 0));
+
+    const auto block_rows = [&](int width, std::int64_t rows) {
+        AddOutProj a;
+        a.width = width;
+        a.rows = rows;
+        return add_out_proj_rows(a, hopper);
+    };
+    CHECK(block_rows(192, 197) == 0);  // a library's product
+    CHECK(block_rows(384, 2 * 197) == 32);
+    CHECK(block_rows(384, 3 * 197) == 48);
+    CHECK(block_rows(384, 4 * 197) == 64);
+    CHECK(block_rows(384, 6 * 197) == 0);
+    CHECK(block_rows(768, 197) == 32);
+    CHECK(block_rows(768, 2 * 197) == 0);
+    CHECK(block_rows(768, std::int64_t{1} << 40) == 0);
 
     const auto convolving = [&](int batch, int tokens, bool alone = true) {  // of B
         ConvXProj a;
