@@ -266,16 +266,7 @@ private:
         begin_copies();
         arrive_empty_handed();
         wait_for_predecessor();
-        typename Out::Left y;
-        out.load(y);
-        out.load_residual();
-        wait_for_copies<0>();
-        __syncthreads();
-        typename Out::Sums sum = {};
-        out.multiply(y, sum);
-        __syncthreads();  // the weight has been read
-        out.store_part(sum);
-        __syncthreads();
+        out.multiply_in_place();
         wait_for_cluster();  // all blocks have begun
         out.send_sums();
         out.store_sums(halo, S::summed_rows - halo);

@@ -40,16 +40,7 @@ __global__ void __launch_bounds__(threads, 1) add_out_proj_of(const __grid_const
     out.template fetch_weight<threads>();
     commit_copies();
     wait_for_predecessor();
-    typename Own::Left y;
-    out.load(y);
-    out.load_residual();
-    wait_for_copies<0>();
-    __syncthreads();
-    typename Own::Sums sum = {};
-    out.multiply(y, sum);
-    __syncthreads();  // the weight has been read
-    out.store_part(sum);
-    __syncthreads();
+    out.multiply_in_place();
     out.add_parts();
     out.store_sums(0, Rows);
 }

@@ -111,6 +111,21 @@ public:
         }
     }
 
+    // From y to the parts of the sums, which then lie in the weight's place: fetch_weight() is the last that was
+    // committed.
+    __device__ void multiply_in_place() {
+        Left y;
+        load(y);
+        load_residual();
+        wait_for_copies<0>();
+        __syncthreads();
+        Sums sum = {};
+        multiply(y, sum);
+        __syncthreads();  // the weight has been read
+        store_part(sum);
+        __syncthreads();
+    }
+
     // Sums the parts and the residual, behind them and a barrier.
     __device__ void add_parts() {
 #pragma unroll
