@@ -20,6 +20,7 @@
 #include "activations.h"
 #include "launch.h"
 #include "lowering_rules.h"
+#include "one_of.h"
 #include "out_proj.cuh"
 #include "warpgroup.cuh"
 
@@ -742,8 +743,8 @@ constexpr TimedRun adding_runs_of_192[] = {{{3, 2}, 11.6}, {{4, 2}, 14}, {{5, 2}
 template <typename F>
 void with_kernel(const BeforeScan& a, const TokenRun& run, const F& function) {
     const auto of_width = [&]<typename T, int Width, const auto & Runs, bool Adds = false>() {
-        with_run<Runs>(run, [&]<int Octets, int Cluster, ZBy Z>() {
-            function.template operator()<T, Width, Octets, Cluster, Z, Adds>();
+        with_one_of<Runs>(run, [&]<TokenRun Own>() {
+            function.template operator()<T, Width, Own.octets, Own.blocks, Own.z, Adds>();
         });
     };
     const auto of_type = [&]<typename T>() {

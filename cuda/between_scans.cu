@@ -17,6 +17,7 @@
 #include "activations.h"
 #include "launch.h"
 #include "lowering_rules.h"
+#include "one_of.h"
 #include "out_proj.cuh"
 #include "shared_rows.cuh"
 #include "storage.h"
@@ -485,8 +486,8 @@ constexpr TokenRun runs_of_192[] = {{2, 8}, {3, 4}}, runs_of_384[] = {{2, 8}};
 template <typename F>
 void with_kernel(const BetweenScans& a, const TokenRun& run, const F& function) {
     const auto of_width = [&]<typename T, int Width, const auto & Runs>() {
-        with_run<Runs>(
-            run, [&]<int Octets, int Blocks, ZBy>() { function.template operator()<T, Width, Octets, Blocks>(); });
+        with_one_of<Runs>(run,
+                          [&]<TokenRun Own>() { function.template operator()<T, Width, Own.octets, Own.blocks>(); });
     };
     const auto of_type = [&]<typename T>() {
         a.width == 192 ? of_width.template operator()<T, 192, runs_of_192>()

@@ -17,6 +17,7 @@
 #include "cpu/runtime/weights.h"
 #include "lowering_rules.h"
 #include "matmul.h"
+#include "out_proj_step.h"
 
 namespace vimrt::cuda {
 
@@ -207,20 +208,6 @@ ConvXProj conv_x_proj_of(const ConvXProjStep& step, const Frame& frame) {
 
 void run_conv_x_proj(const void* parameters, const Frame& frame) {
     conv_x_proj(conv_x_proj_of(*static_cast<const ConvXProjStep*>(parameters), frame), stream_of(frame));
-}
-
-struct OutProjStep {
-    OutProj fixed;
-    Operand y, residual, sum;  // y, sum: buffer -1 where there is none
-};
-
-OutProj out_proj_of(const OutProjStep& step, const Frame& frame) {
-    OutProj a = step.fixed;
-    a.residual = frame.at<float>(step.residual);
-    if (step.y.buffer < 0) return a;
-    a.y = address(frame, step.y);
-    a.sum = frame.at<float>(step.sum);
-    return a;
 }
 
 struct BetweenScansStep {
@@ -460,9 +447,7 @@ private:
     // as the sum.
     bool takes_residual(const NodesBetween& nodes, int first, int width) {
         if (nodes.out_proj == nullptr) return is_free(lowering_, first, nodes.residual, DType::F32);
-        const Operand y = lowering_.read(nodes.out_proj->input(0));
-        return nodes.out_proj->weight("weight").shape[1] == std::int64_t{2} * width && y.dtype == target_.dtype &&
-               y.row_stride % 8 == 0 && y.offset % 8 == 0;
+        return out_proj_takes(lowering_.read(nodes.out_proj->input(0)), *nodes.out_proj, width, target_.dtype);
     }
     void place_sum(const NodesBetween& nodes, OutProjStep& step) {
         step.residual = stored_as(lowering_, nodes.residual, DType::F32);
@@ -470,11 +455,9 @@ private:
             lowering_.in_place(nodes.norm->output(1), nodes.residual);
             return;
         }
-        step.y = lowering_.read(nodes.out_proj->input(0));
-        step.fixed.y_stride = step.y.row_stride;
+        place_out_proj(lowering_, step, lowering_.read(nodes.out_proj->input(0)), *nodes.out_proj,
+                       nodes.scale != nullptr ? &nodes.scale->weight("gamma") : nullptr, target_.dtype);
         step.sum = lowering_.write(nodes.norm->output(1));
-        step.fixed.weight = matrix(lowering_, nodes.out_proj->weight("weight"), target_.dtype,
-                                   nodes.scale != nullptr ? &nodes.scale->weight("gamma") : nullptr);
     }
     // The kernel's step, named after all nodes whose products it computes, and the scan's. `zeros`: what it writes
     // besides, buffer -1 where there is none.

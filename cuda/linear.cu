@@ -6,7 +6,7 @@
 #include "constants.h"
 #include "lowering_rules.h"
 #include "matmul.h"
-#include "out_proj.h"
+#include "out_proj_step.h"
 
 namespace vimrt::cuda {
 
@@ -31,15 +31,14 @@ DType result_dtype(const Lowering& lowering, int node, ValueId result, const Tar
 }
 
 struct AddOutProjStep {
+    OutProjStep out;
     AddOutProj fixed;
-    Operand y, residual;
 };
 
 void run_add_out_proj(const void* parameters, const Frame& frame) {
     const auto& step = *static_cast<const AddOutProjStep*>(parameters);
     AddOutProj a = step.fixed;
-    a.out.y = address(frame, step.y);
-    a.out.residual = a.out.sum = frame.at<float>(step.residual);
+    a.out = out_proj_of(step.out, frame);
     add_out_proj(a, stream_of(frame));
 }
 
@@ -47,18 +46,19 @@ void run_add_out_proj(const void* parameters, const Frame& frame) {
 // elsewhere.
 bool lower_add_out_proj(Lowering& lowering, const Target& target, const Node& linear, const MatmulShape& shape,
                         const Operand& y, const Weight* gamma, const Operand& residual) {
-    if (target.parts || size_of(target.dtype) != 2 || linear.has_weight("bias") || shape.depth != 2 * shape.features ||
-        y.row_stride % 8 != 0 || y.offset % 8 != 0 || residual.row_stride != shape.features || residual.offset % 4 != 0)
+    if (target.parts || size_of(target.dtype) != 2 || linear.has_weight("bias") ||
+        !out_proj_takes(y, linear, shape.features, target.dtype) || residual.row_stride != shape.features ||
+        residual.offset % 4 != 0)
         return false;
-    AddOutProjStep step{{}, y, residual};
+    AddOutProjStep step;
     AddOutProj& a = step.fixed;
     a.dtype = target.dtype;
     a.width = static_cast<int>(shape.features);
     a.rows = shape.rows;
     a.block_rows = add_out_proj_rows(a, target.device);
     if (a.block_rows == 0) return false;
-    a.out.y_stride = y.row_stride;
-    a.out.weight = matrix(lowering, linear.weight("weight"), target.dtype, gamma);
+    step.out.residual = step.out.sum = residual;
+    place_out_proj(lowering, step.out, y, linear, gamma, target.dtype);
     lowering.step(step_name("linear+add", linear).c_str(), run_add_out_proj, step, {y, residual}, {residual});
     return true;
 }

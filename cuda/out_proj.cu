@@ -3,12 +3,10 @@
 #include "out_proj.h"
 
 #include <algorithm>
-#include <iterator>
-#include <stdexcept>
-#include <utility>
 
 #include "launch.h"
 #include "lowering_rules.h"
+#include "one_of.h"
 #include "out_proj.cuh"
 
 namespace vimrt::cuda {
@@ -50,18 +48,9 @@ constexpr int rows_of_384[] = {32, 48, 64}, rows_of_768[] = {32};
 
 // Calls function.operator()<T, Width, Rows>() with the kernel's.
 template <typename F>
-void with_kernel(const AddOutProj& a, const F& function) {
+void with_kernel(const AddOutProj& a, int block_rows, const F& function) {
     const auto of_width = [&]<typename T, int Width, const auto & AllRows>() {
-        const auto call_if = [&]<std::size_t I>() {
-            if (a.block_rows != AllRows[I]) return false;
-            function.template operator()<T, Width, AllRows[I]>();
-            return true;
-        };
-        const auto call_one = [&]<std::size_t... I>(std::index_sequence<I...>) {
-            return (call_if.template operator()<I>() || ...);
-        };
-        if (!call_one(std::make_index_sequence<std::size(AllRows)>()))
-            throw std::logic_error("no kernel takes blocks of so many rows");
+        with_one_of<AllRows>(block_rows, [&]<int Rows>() { function.template operator()<T, Width, Rows>(); });
     };
     const auto of_type = [&]<typename T>() {
         a.width == 384 ? of_width.template operator()<T, 384, rows_of_384>()
@@ -79,11 +68,9 @@ std::span<const int> add_out_proj_block_rows(int width) {
 
 int add_out_proj_rows(const AddOutProj& a, const DeviceProperties& device) {
     if (!device.clusters) return 0;  // nor are kernels set up ahead
-    AddOutProj of = a;
     for (const int rows : add_out_proj_block_rows(a.width)) {
-        of.block_rows = rows;
         bool at_once = false;
-        with_kernel(of, [&]<typename T, int Width, int Rows>() {
+        with_kernel(a, rows, [&]<typename T, int Width, int Rows>() {
             at_once = (a.rows + Rows - 1) / Rows * column_parts<Width> <= device.multiprocessors &&
                       shared_bytes<Width, Rows> <= device.shared_bytes_per_block;
         });
@@ -93,7 +80,7 @@ int add_out_proj_rows(const AddOutProj& a, const DeviceProperties& device) {
 }
 
 void add_out_proj(const AddOutProj& a, cudaStream_t stream) {
-    with_kernel(a, [&]<typename T, int Width, int Rows>() {
+    with_kernel(a, a.block_rows, [&]<typename T, int Width, int Rows>() {
         launch("add_out_proj", add_out_proj_of<T, Width, Rows>,
                {dim3(column_parts<Width>, blocks_for(a.rows, Rows)), threads, shared_bytes<Width, Rows>}, stream, a);
     });
