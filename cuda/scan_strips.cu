@@ -166,13 +166,14 @@ void scan_trios(const Scan& a, cudaStream_t stream) {
     });
 }
 
+// Set up early behind other kernels, they would crowd on the multiprocessors that come free first.
 void scan_strips(const Scan& a, const ScanForm& form, cudaStream_t stream) {
     with_rank(a, [&]<typename T, int Rank>() {
         const int warps = std::max(warps_of_block, form.warps);
         const int strips = a.batch * (a.channels / strip_channels);
         launch("scan_strips", scan_strips_of<T, Rank>,
                {blocks_for(strips, warps / a.directions), static_cast<unsigned>(warps * warp_size),
-                static_cast<std::size_t>(warps * Strip<T, Rank, parts_of_strip>::bytes), 1, false},
+                static_cast<std::size_t>(warps * Strip<T, Rank, parts_of_strip>::bytes), 1, a.let_begin_last},
                stream, a);
     });
 }
