@@ -146,22 +146,9 @@ public:
         if (blockIdx.x == 0) {
             for (int i = static_cast<int>(threadIdx.x); i < a_.zeros_count; i += threads) a_.zeros[i] = 0;
         }
-        if (Z == ZBy::Third && of_z_) arrive_empty_handed();  // with none of x_proj's sums
         normalise();
         show_to_products();
         __syncthreads();
-        if (of_z_) {
-            take_z();
-        } else {
-            take_x();
-        }
-        __syncthreads();
-        end_barriers();
-    }
-
-private:
-    // x, and z unless others compute it.
-    __device__ void take_x() {
         for (int round = 0; round < S::rounds; ++round) {
             Sums x;
             multiply<0>(x);
@@ -188,17 +175,27 @@ private:
             collect_projected();
         }
         store_projected();
+        __syncthreads();
+        end_barriers();
     }
     // z alone.
     __device__ void take_z() {
+        begin();
+        if constexpr (Z == ZBy::Third) arrive_empty_handed();
+        normalise();
+        show_to_products();
+        __syncthreads();
         for (int round = 0; round < S::z_rounds; ++round) {
             SumsOfZ z;
             multiply<S::skipped>(z);
             store_z(round, z);
         }
         if constexpr (Z == ZBy::Third) wait_for_cluster();
+        __syncthreads();
+        end_barriers();
     }
 
+private:
     __device__ int own_rounds() const { return of_z_ ? S::z_rounds : S::rounds; }
     __device__ int tokens() const { return a_.behind.conv.tokens; }
     __device__ int last_octet() const { return (tokens() - 1) / octet_tokens; }
@@ -704,7 +701,11 @@ __global__ void __launch_bounds__(threads, 1) before_scan_of(const __grid_consta
     }
     Run<T, Width, Octets, Cluster, Z, Adds> run(a, index / runs, index % runs * Octets, part, of_z,
                                                 shared_address(shared));
-    run.take();
+    if (of_z) {
+        run.take_z();
+    } else {
+        run.take();
+    }
     // Not before: the scan's blocks would be set up where runs of this kernel are still to come.
     let_successor_begin();
 }
