@@ -1,5 +1,6 @@
 // In which form a scan is done, and in which rounds and branches a batch, by its shape and the device. What the choices
-// rest on was measured on an H100 (docs/performance.md); other devices take theirs by the number of multiprocessors.
+// rest on was measured on an H100, and an H200 (docs/performance.md); other devices take theirs by the number of
+// multiprocessors.
 #include <algorithm>
 #include <cmath>
 #include <tuple>
@@ -99,9 +100,8 @@ double trios_of(int columns, const DeviceProperties& device) {
     return columns / (trio_columns * std::max(1, device.multiprocessors));
 }
 
-// Images that do not go into one or two full turns are a round of their own, if what goes beyond is no more of another
-// turn than this. They need many tokens for that to pay, and more of them where they take a larger part of a turn.
-constexpr int most_full_turns = 2;
+// Images that do not go into one full turn are a round of their own, if what goes beyond is no more of another turn
+// than this. They need many tokens for that to pay, and more of them where they take a larger part of a turn.
 constexpr double little_of_a_turn = 0.2;
 constexpr int round_tokens = 1536, large_round_tokens = 4096;
 
@@ -111,15 +111,24 @@ constexpr int trio_rounds = 3, trio_round_tokens = 6000;
 constexpr double full_of_trios = 0.95;
 
 // While the scan of one branch leaves multiprocessors idle, as at its end, others' steps have them. That serves whole
-// columns and strips where each of two branches still has many turns, and relays of many tokens where columns are about
-// two for each multiprocessor at most, in branches of as many as an image of Vim-S has, or fewer. Blocks that have
-// a multiprocessor to themselves are done at one time where tokens are few.
+// columns and strips where each of two branches still has many turns, but for full blocks of few tokens, which are done
+// at one time. With half as many turns it serves those that no full blocks have, if tokens of all images are many. And
+// it serves relays of many tokens where columns are about two for each multiprocessor at most, in branches of as many
+// as an image of Vim-S has, or fewer.
 constexpr double branch_turns = 4;
 constexpr int few_tokens = 1024;
+constexpr int branch_rows = 4000;
 constexpr int branch_tokens = 2048;
 constexpr double most_branched_columns = 2.2, branch_columns = 0.72;  // for each multiprocessor
 bool relays_have_branches(int tokens, int columns, int chip) {
     return tokens >= branch_tokens && columns <= most_branched_columns * chip;
+}
+
+// Whether nearly all multiprocessors have a block to themselves.
+constexpr double nearly_all = 0.9;
+bool has_full_blocks(const ScanForm& form, int columns, int chip) {
+    const int of_block = form.kind == ScanForm::Strips ? form.warps / 2 : form.warps;
+    return form.warps > 0 && columns >= nearly_all * of_block * chip;
 }
 
 // Forms in the order of preference.
@@ -213,10 +222,9 @@ std::vector<int> scan_rounds(const Scan& a, const DeviceProperties& device) {
             return std::vector<int>(static_cast<std::size_t>(rounds), part.batch);
     }
     const double turns = turns_of(columns_of_all(a), device);
-    const int full = static_cast<int>(turns);
-    if (full < 1 || full > most_full_turns || turns - full > little_of_a_turn) return {a.batch};
-    Scan first = a;  // as many images as full turns take
-    while (first.batch > 1 && turns_of(columns_of_all(first), device) > full) --first.batch;
+    if (turns < 1 || turns > 1 + little_of_a_turn) return {a.batch};
+    Scan first = a;  // as many images as a full turn takes
+    while (first.batch > 1 && turns_of(columns_of_all(first), device) > 1) --first.batch;
     const int rest = a.batch - first.batch;
     const bool little = turns * rest / a.batch <= little_of_a_turn;
     if (rest == 0 || a.tokens < (little ? round_tokens : large_round_tokens)) return {a.batch};
@@ -229,9 +237,13 @@ int scan_branches(const Scan& a, const DeviceProperties& device) {
     const int columns = columns_of_all(a);
     const ScanForm form = choose_scan_form(a, device);
     const bool whole = (form.kind == ScanForm::Octets && form.chunks == 0) || form.kind == ScanForm::Strips;
-    const bool at_one_time = form.warps > 0 && a.tokens <= few_tokens;
+    const double turns = turns_of(columns, device);
+    const bool many_turns = turns >= branch_turns;
+    const bool many_rows = static_cast<std::int64_t>(a.batch) * a.tokens >= branch_rows;
     int branches = 1;
-    if (whole && !at_one_time && turns_of(columns, device) >= branch_turns) branches = 2;
+    if (whole && (has_full_blocks(form, columns, chip) ? many_turns && a.tokens > few_tokens
+                                                       : many_turns || (turns > branch_turns / 2 && many_rows)))
+        branches = 2;
     if (is_relay(form) && relays_have_branches(a.tokens, columns, chip))
         branches = std::max(2, static_cast<int>(columns / (branch_columns * chip)));
     return std::min(branches, a.batch);

@@ -472,8 +472,15 @@ TEST(a_batch_has_rounds_and_branches_where_they_were_measured) {
     CHECK(branches(4, 6085, 768, 32) == 1);
     CHECK(branches(8, 6085, 384, 16) == 1);  // trios fill the chip
     CHECK(branches(2, 1025, 384, 16) == 1);  // few tokens
-    CHECK(branches(24, 197, 384, 16) == 1);  // half of it would leave quarters without a strip
-    CHECK(branches(44, 197, 384, 16) == 1);  // in full blocks
+    CHECK(branches(14, 1025, 384, 16) == 1);
+    for (const int tokens : {197, 577, 2305}) CHECK(branches(22, tokens, 384, 16) == 1);  // in full blocks
+    for (const int batch : {33, 40, 44}) CHECK(branches(batch, 197, 384, 16) == 1);
+    for (const int batch : {23, 24, 28, 34, 36}) CHECK(branches(batch, 577, 384, 16) == 2);  // not all in full blocks
+    CHECK(branches(28, 197, 384, 16) == 2);
+    CHECK(branches(6, 6085, 1536, 48) == 2);
+    CHECK(branches(8, 6085, 1536, 48) == 1);
+    CHECK(branches(14, 197, 768, 32) == 1);  // few tokens, also of all images
+    CHECK(branches(14, 1025, 768, 32) == 2);
     CHECK(branches(44, 2305, 384, 16) == 2);
     CHECK(branches(128, 197, 384, 16) == 2);
     CHECK(branches(128, 197, 1536, 48) == 2);
@@ -493,11 +500,10 @@ TEST(a_batch_has_rounds_and_branches_where_they_were_measured) {
     CHECK(rounds(16, 4097, 384, 16) == std::vector<int>{16});
     CHECK(rounds(8, 6085, 768, 32) == (std::vector<int>{4, 4}));
     CHECK(rounds(4, 6085, 1536, 48) == std::vector<int>{4});  // there is no room for trios
-    CHECK(rounds(24, 2305, 384, 16) == (std::vector<int>{22, 2}));
-    CHECK(rounds(25, 2305, 384, 16) == std::vector<int>{25});
+    CHECK(rounds(22, 2305, 384, 16) == std::vector<int>{22});
+    CHECK(rounds(24, 2305, 384, 16) == std::vector<int>{24});  // two turns and a little of another
     CHECK(rounds(6, 6085, 768, 32) == (std::vector<int>{5, 1}));
     CHECK(rounds(7, 6085, 768, 32) == std::vector<int>{7});
-    CHECK(rounds(12, 1601, 768, 32) == (std::vector<int>{11, 1}));
     CHECK(rounds(3, 6085, 1536, 48) == (std::vector<int>{2, 1}));
     CHECK(rounds(3, 2305, 1536, 48) == std::vector<int>{3});  // an image is a third of a turn
     CHECK(rounds(12, 1601, 384, 16) == (std::vector<int>{11, 1}));
