@@ -476,7 +476,7 @@ TEST(a_batch_has_rounds_and_branches_where_they_were_measured) {
     for (const int tokens : {197, 577, 2305}) CHECK(branches(22, tokens, 384, 16) == 1);  // in full blocks
     for (const int batch : {33, 40, 44}) CHECK(branches(batch, 197, 384, 16) == 1);
     for (const int batch : {23, 24, 28, 34, 36}) CHECK(branches(batch, 577, 384, 16) == 2);  // not all in full blocks
-    CHECK(branches(28, 197, 384, 16) == 2);
+    for (const int batch : {24, 28}) CHECK(branches(batch, 197, 384, 16) == 2);
     CHECK(branches(6, 6085, 1536, 48) == 2);
     CHECK(branches(8, 6085, 1536, 48) == 1);
     CHECK(branches(14, 197, 768, 32) == 1);  // few tokens, also of all images
@@ -501,7 +501,11 @@ TEST(a_batch_has_rounds_and_branches_where_they_were_measured) {
     CHECK(rounds(8, 6085, 768, 32) == (std::vector<int>{4, 4}));
     CHECK(rounds(4, 6085, 1536, 48) == std::vector<int>{4});  // there is no room for trios
     CHECK(rounds(22, 2305, 384, 16) == std::vector<int>{22});
-    CHECK(rounds(24, 2305, 384, 16) == std::vector<int>{24});  // two turns and a little of another
+    // Two turns and a little of another: branches.
+    for (const int batch : {24, 25}) CHECK(rounds(batch, 2305, 384, 16) == std::vector<int>{batch});
+    for (const int batch : {24, 25}) CHECK(branches(batch, 2305, 384, 16) == 2);
+    CHECK(rounds(12, 1601, 768, 32) == std::vector<int>{12});
+    CHECK(branches(12, 1601, 768, 32) == 2);
     CHECK(rounds(6, 6085, 768, 32) == (std::vector<int>{5, 1}));
     CHECK(rounds(7, 6085, 768, 32) == std::vector<int>{7});
     CHECK(rounds(3, 6085, 1536, 48) == (std::vector<int>{2, 1}));
