@@ -110,25 +110,34 @@ constexpr int round_tokens = 1536, large_round_tokens = 4096;
 constexpr int trio_rounds = 3, trio_round_tokens = 6000;
 constexpr double full_of_trios = 0.95;
 
+// Whether nearly all multiprocessors have a block to themselves, of a form with as many warps to one.
+constexpr double nearly_all = 0.9;
+bool has_full_blocks(const ScanForm& form, int columns, int chip) {
+    const auto is_own = [&](const TimedForm& timed) { return timed.form == form; };
+    const auto own = std::ranges::find_if(timed_forms(), is_own);
+    return form.warps > 0 && own != timed_forms().end() && columns >= nearly_all * own->columns * chip;
+}
+
 // While the scan of one branch leaves multiprocessors idle, as at its end, others' steps have them. That serves whole
 // columns and strips where each of two branches still has many turns, but for full blocks of few tokens, which are done
-// at one time. With half as many turns it serves those that no full blocks have, if tokens of all images are many. And
-// it serves relays of many tokens where columns are about two for each multiprocessor at most, in branches of as many
-// as an image of Vim-S has, or fewer.
+// at one time. With half as many turns it serves those that no full blocks have, if tokens of all images are many.
 constexpr double branch_turns = 4;
 constexpr int few_tokens = 1024;
 constexpr int branch_rows = 4000;
+bool columns_have_branches(const Scan& a, const ScanForm& form, const DeviceProperties& device) {
+    const int columns = columns_of_all(a);
+    const double turns = turns_of(columns, device);
+    if (has_full_blocks(form, columns, std::max(1, device.multiprocessors)))
+        return turns >= branch_turns && a.tokens > few_tokens;
+    const bool many_rows = static_cast<std::int64_t>(a.batch) * a.tokens >= branch_rows;
+    return turns >= branch_turns || (turns > branch_turns / 2 && many_rows);
+}
+// And it serves relays of many tokens where columns are about two for each multiprocessor at most, in branches of as
+// many as an image of Vim-S has, or fewer.
 constexpr int branch_tokens = 2048;
 constexpr double most_branched_columns = 2.2, branch_columns = 0.72;  // for each multiprocessor
 bool relays_have_branches(int tokens, int columns, int chip) {
     return tokens >= branch_tokens && columns <= most_branched_columns * chip;
-}
-
-// Whether nearly all multiprocessors have a block to themselves.
-constexpr double nearly_all = 0.9;
-bool has_full_blocks(const ScanForm& form, int columns, int chip) {
-    const int of_block = form.kind == ScanForm::Strips ? form.warps / 2 : form.warps;
-    return form.warps > 0 && columns >= nearly_all * of_block * chip;
 }
 
 // Forms in the order of preference.
@@ -237,13 +246,8 @@ int scan_branches(const Scan& a, const DeviceProperties& device) {
     const int columns = columns_of_all(a);
     const ScanForm form = choose_scan_form(a, device);
     const bool whole = (form.kind == ScanForm::Octets && form.chunks == 0) || form.kind == ScanForm::Strips;
-    const double turns = turns_of(columns, device);
-    const bool many_turns = turns >= branch_turns;
-    const bool many_rows = static_cast<std::int64_t>(a.batch) * a.tokens >= branch_rows;
     int branches = 1;
-    if (whole && (has_full_blocks(form, columns, chip) ? many_turns && a.tokens > few_tokens
-                                                       : many_turns || (turns > branch_turns / 2 && many_rows)))
-        branches = 2;
+    if (whole && columns_have_branches(a, form, device)) branches = 2;
     if (is_relay(form) && relays_have_branches(a.tokens, columns, chip))
         branches = std::max(2, static_cast<int>(columns / (branch_columns * chip)));
     return std::min(branches, a.batch);
