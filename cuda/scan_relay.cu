@@ -25,11 +25,13 @@ namespace {
 constexpr int max_warps = 12;  // by the registers that leaves a thread
 // The warps' parts of shared memory, behind what they have in common. They begin with the barrier at which a warp waits
 // for the states that it begins a leg with, and these. Barriers lie at the same places in every kernel: racecheck
-// remembers them from one to the next.
+// remembers them from one to the next. Copies lie in lines as they do in global memory: 16 bytes off, each half of a
+// sector is copied by itself, which takes three times as long.
 constexpr int common_room = 6144;
 constexpr int warp_room = 8448;
 constexpr int left_out_at = 8;  // behind the barrier: HelpedLegs
-constexpr int inbox = 16;
+constexpr int line = 128;
+constexpr int inbox = line;
 constexpr int inbox_bytes = column_channels * octet_states * 4;
 constexpr int stages = 2;
 
@@ -51,6 +53,7 @@ struct Leg {
 
     static constexpr int stage = inbox + inbox_bytes;  // the first one
     static constexpr int steps = stage + stages * stage_bytes;
+    static_assert(stage % line == 0 && stage_bytes % line == 0 && c % line == 0);
     static_assert(steps + steps_bytes <= warp_room);
 
     // What the warps of a block have in common: dt_weight; by lane, dt_bias and D, and A; and where of leg 0 the lane's
@@ -72,8 +75,8 @@ struct Leg {
 template <typename T, int Rank, bool Half>
 __device__ void help_relays(const Scan& a, int block, unsigned memory) {
     using Own = Helper<T, Rank, Leg<Rank, Half>::octets>;
-    // Behind where relays have a barrier, and where rows of 128 bytes begin: else strips are a twentieth slower.
-    constexpr int own_room = 128;
+    // Behind where relays have a barrier.
+    constexpr int own_room = line;
     static_assert(own_room + Own::bytes <= warp_room);
     const Lane lane(static_cast<int>(threadIdx.x));
     // The compiler is to know that it is the same for all lanes.
