@@ -84,6 +84,10 @@ struct Sizes {
     static_assert(octet_parts * feature_parts * 2 == warps);
 
     static constexpr int panel_bytes = rows * slab_row_bytes;  // of the normalised rows
+    // Where all quarters begin with the same pair of an octet, their lanes would meet in banks where they store c. So
+    // pairs lie in exchanged places of their octets there: the `i`th in that of i ^ exchanged(octet), the quarter.
+    static constexpr bool exchanges = octets % quarters == 0;
+    static constexpr __device__ int exchanged(int octet) { return exchanges ? octet / (octets / quarters) : 0; }
     static constexpr int c_direction_bytes = slab_channels / 8 * octets * block_bytes;
     static constexpr int c_bytes = 2 * c_direction_bytes;
 
@@ -464,7 +468,7 @@ private:
     // forward direction: pairs of all quarters are counted on.
     __device__ unsigned place_of_pair(int p) const {
         const int pair = S::pairs * lane_.q + p;
-        return static_cast<unsigned>(pair / 4 * block_bytes + lane_.g * 16 + pair % 4 * 4);
+        return static_cast<unsigned>(pair / 4 * block_bytes + lane_.g * 16 + (pair % 4 ^ S::exchanged(pair / 4)) * 4);
     }
     __device__ unsigned own_c(int direction) const {
         return c_ + direction * S::c_direction_bytes;
@@ -520,7 +524,8 @@ private:
         const int count = octets();
         const int left = tokens() - (first_ + count - 1) * octet_tokens;  // in the last octet
         // Of its steps, those with tokens; the rest is zeros (scan_elements()).
-        const int first_step = Direction == 0 ? 2 * lane_.q : octet_tokens - 1 - 2 * lane_.q;
+        const int pair = lane_.q ^ S::exchanged(count - 1);
+        const int first_step = Direction == 0 ? 2 * pair : octet_tokens - 1 - 2 * pair;
         const int second_step = Direction == 0 ? first_step + 1 : first_step - 1;
         const unsigned there = (first_step < left ? 0xFFFFU : 0U) | (second_step < left ? 0xFFFF0000U : 0U);
 #pragma unroll
@@ -530,7 +535,8 @@ private:
 #pragma unroll
             for (int k = 0; k < 2 && o + k < S::octets; ++k) {
                 const unsigned mask = o + k + 1 < count ? ~0U : there;
-                store_if(o + k < count, to + (o + k) * octet_bytes, {c[2 * k] & mask, c[2 * k + 1] & mask});
+                const int exchange = ((lane_.index ^ S::exchanged(o + k)) - lane_.index) * 8;
+                store_if(o + k < count, to + (o + k) * octet_bytes + exchange, {c[2 * k] & mask, c[2 * k + 1] & mask});
             }
         }
     }
@@ -652,12 +658,12 @@ private:
         const std::int64_t first_row =
             (static_cast<std::int64_t>(own.direction) * a_.behind.conv.batch + image_) * tokens();
         char* to = static_cast<char*>(a_.behind.projected) + first_row * row_bytes + own.tile * tile * 2 + lane_.q * 8;
-        // Where lanes have steps.
-        const int step = own.direction == 0 ? lane_.g : octet_tokens - 1 - lane_.g;
+        // Where lanes have steps, but for exchanges.
+        const int own_step = own.direction == 0 ? lane_.g : octet_tokens - 1 - lane_.g;
 #pragma unroll
         for (int n = 0; n < S::warp_octets; ++n) {
             const int octet = own.first + n;
-            const int token = (first_ + octet) * octet_tokens + step;
+            const int token = (first_ + octet) * octet_tokens + (own_step ^ 2 * S::exchanged(octet));
             const bool there = octet < S::octets && keeper(octet) == part_ && token < tokens();
 #pragma unroll
             for (int m = 0; m < S::warp_tiles; ++m) {
