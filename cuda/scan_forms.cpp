@@ -85,19 +85,24 @@ constexpr int chunk_warps = 14;
 constexpr int least_chunk = 20;
 constexpr int enough_chunks = 5;
 
+// Multiprocessors, as everything below counts them.
+int chip_of(const DeviceProperties& device) {
+    return std::max(1, device.multiprocessors);
+}
+
 // Columns of all directions and images.
 int columns_of_all(const Scan& a) {
     return std::max(1, a.batch * a.directions * (a.channels / column_channels));
 }
 
 // Turns of whole columns: how many times each quarter of a multiprocessor has one.
-double turns_of(int columns, const DeviceProperties& device) {
-    return columns / (4.0 * std::max(1, device.multiprocessors));
+double turns_of(int columns, int chip) {
+    return columns / (4.0 * chip);
 }
 
 // Trios of whole columns, for each multiprocessor.
-double trios_of(int columns, const DeviceProperties& device) {
-    return columns / (trio_columns * std::max(1, device.multiprocessors));
+double trios_of(int columns, int chip) {
+    return columns / (trio_columns * chip);
 }
 
 // Images that do not go into one full turn are a round of their own, if what goes beyond is no more of another turn
@@ -113,8 +118,7 @@ constexpr double full_of_trios = 0.95;
 // Whether nearly all multiprocessors have a block to themselves, of a form with as many warps to one.
 constexpr double nearly_all = 0.9;
 bool has_full_blocks(const ScanForm& form, int columns, int chip) {
-    const auto is_own = [&](const TimedForm& timed) { return timed.form == form; };
-    const auto own = std::ranges::find_if(timed_forms(), is_own);
+    const auto own = std::ranges::find(timed_forms(), form, &TimedForm::form);
     return form.warps > 0 && own != timed_forms().end() && columns >= nearly_all * own->columns * chip;
 }
 
@@ -124,11 +128,9 @@ bool has_full_blocks(const ScanForm& form, int columns, int chip) {
 constexpr double branch_turns = 4;
 constexpr int few_tokens = 1024;
 constexpr int branch_rows = 4000;
-bool columns_have_branches(const Scan& a, const ScanForm& form, const DeviceProperties& device) {
-    const int columns = columns_of_all(a);
-    const double turns = turns_of(columns, device);
-    if (has_full_blocks(form, columns, std::max(1, device.multiprocessors)))
-        return turns >= branch_turns && a.tokens > few_tokens;
+bool columns_have_branches(const Scan& a, const ScanForm& form, int columns, int chip) {
+    const double turns = turns_of(columns, chip);
+    if (has_full_blocks(form, columns, chip)) return turns >= branch_turns && a.tokens > few_tokens;
     const bool many_rows = static_cast<std::int64_t>(a.batch) * a.tokens >= branch_rows;
     return turns >= branch_turns || (turns > branch_turns / 2 && many_rows);
 }
@@ -142,7 +144,7 @@ bool relays_have_branches(int tokens, int columns, int chip) {
 
 // Forms in the order of preference.
 std::vector<ScanForm> preferred_forms(const Scan& a, const DeviceProperties& device, bool may_be_helped) {
-    const int chip = std::max(1, device.multiprocessors);
+    const int chip = chip_of(device);
     const int columns = columns_of_all(a);
     const ScanForm whole{ScanForm::Octets}, wide{ScanForm::Columns};
     if (columns > timed_columns * chip) return {whole, wide};
@@ -223,17 +225,18 @@ ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device, bool ma
 
 std::vector<int> scan_rounds(const Scan& a, const DeviceProperties& device) {
     if (!device.warpgroup_products) return {a.batch};
+    const int chip = chip_of(device);
     for (int rounds = 2; rounds <= trio_rounds && a.tokens >= trio_round_tokens; ++rounds) {
         Scan part = a;
         part.batch = a.batch / rounds;
-        const bool fills = a.batch % rounds == 0 && trios_of(columns_of_all(part), device) >= full_of_trios;
+        const bool fills = a.batch % rounds == 0 && trios_of(columns_of_all(part), chip) >= full_of_trios;
         if (fills && choose_scan_form(part, device).kind == ScanForm::Trios)
             return std::vector<int>(static_cast<std::size_t>(rounds), part.batch);
     }
-    const double turns = turns_of(columns_of_all(a), device);
+    const double turns = turns_of(columns_of_all(a), chip);
     if (turns < 1 || turns > 1 + little_of_a_turn) return {a.batch};
     Scan first = a;  // as many images as a full turn takes
-    while (first.batch > 1 && turns_of(columns_of_all(first), device) > 1) --first.batch;
+    while (first.batch > 1 && turns_of(columns_of_all(first), chip) > 1) --first.batch;
     const int rest = a.batch - first.batch;
     const bool little = turns * rest / a.batch <= little_of_a_turn;
     if (rest == 0 || a.tokens < (little ? round_tokens : large_round_tokens)) return {a.batch};
@@ -242,12 +245,12 @@ std::vector<int> scan_rounds(const Scan& a, const DeviceProperties& device) {
 
 int scan_branches(const Scan& a, const DeviceProperties& device) {
     if (!device.warpgroup_products) return 1;
-    const int chip = std::max(1, device.multiprocessors);
+    const int chip = chip_of(device);
     const int columns = columns_of_all(a);
     const ScanForm form = choose_scan_form(a, device);
     const bool whole = (form.kind == ScanForm::Octets && form.chunks == 0) || form.kind == ScanForm::Strips;
     int branches = 1;
-    if (whole && columns_have_branches(a, form, device)) branches = 2;
+    if (whole && columns_have_branches(a, form, columns, chip)) branches = 2;
     if (is_relay(form) && relays_have_branches(a.tokens, columns, chip))
         branches = std::max(2, static_cast<int>(columns / (branch_columns * chip)));
     return std::min(branches, a.batch);
