@@ -86,8 +86,9 @@ struct Sizes {
     static constexpr int panel_bytes = rows * slab_row_bytes;  // of the normalised rows
     // Where all quarters begin with the same pair of an octet, their lanes would meet in banks where they store c. So
     // pairs lie in exchanged places of their octets there: the `i`th in that of i ^ exchanged(octet), the quarter.
-    static constexpr bool exchanges = octets % quarters == 0;
-    static constexpr __device__ int exchanged(int octet) { return exchanges ? octet / (octets / quarters) : 0; }
+    static constexpr __device__ int exchanged(int octet) {
+        return octets % quarters == 0 ? octet / (octets / quarters) : 0;
+    }
     static constexpr int c_direction_bytes = slab_channels / 8 * octets * block_bytes;
     static constexpr int c_bytes = 2 * c_direction_bytes;
 

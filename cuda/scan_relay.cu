@@ -25,8 +25,8 @@ namespace {
 constexpr int max_warps = 12;  // by the registers that leaves a thread
 // The warps' parts of shared memory, behind what they have in common. They begin with the barrier at which a warp waits
 // for the states that it begins a leg with, and these. Barriers lie at the same places in every kernel: racecheck
-// remembers them from one to the next. Copies lie in lines as they do in global memory: 16 bytes off, each half of a
-// sector is copied by itself, which takes three times as long.
+// remembers them from one to the next. What is copied begins with a line: 16 bytes off, a copy took twice the sectors
+// and three times the passes through shared memory.
 constexpr int common_room = 6144;
 constexpr int warp_room = 8448;
 constexpr int left_out_at = 8;  // behind the barrier: HelpedLegs
@@ -75,7 +75,7 @@ struct Leg {
 template <typename T, int Rank, bool Half>
 __device__ void help_relays(const Scan& a, int block, unsigned memory) {
     using Own = Helper<T, Rank, Leg<Rank, Half>::octets>;
-    // Behind where relays have a barrier.
+    // Behind where relays have a barrier, at a line as what they copy: else strips are a twentieth slower.
     constexpr int own_room = line;
     static_assert(own_room + Own::bytes <= warp_room);
     const Lane lane(static_cast<int>(threadIdx.x));
