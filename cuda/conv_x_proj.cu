@@ -3,7 +3,8 @@
 // A block owns a run of tokens of an image. It goes through the channels 64 at a time: fetches x, with the three tokens
 // before and behind the run, and the projections' weights for these channels; makes c of both directions from x in
 // shared memory; stores it as the scan takes it; and adds its product with the weights on tensor cores. So c is never
-// read back. Where there are few runs, the blocks of a cluster split the channels of one, and sum their products.
+// read back. Of long runs a warpgroup has the products of a direction, which are computed while c is stored. Where
+// there are few runs, the blocks of a cluster split the channels of one, and sum their products.
 #include "conv_x_proj.h"
 
 #include <algorithm>
@@ -12,8 +13,8 @@
 #include "activations.h"
 #include "launch.h"
 #include "lowering_rules.h"
-#include "slab.cuh"
 #include "storage.h"
+#include "warpgroup.cuh"
 
 namespace vimrt::cuda {
 
@@ -32,13 +33,15 @@ constexpr int threads_of = Tokens / warp_tokens * 2 * warp_size;
 template <int Tokens>
 constexpr int blocks_wanted = Tokens == 32 ? 4 : 2;
 
+// In shared memory: weights of both directions and x, of two slabs each, and c of both directions.
 template <int Features, int Tokens>
 struct Layout {
+    static constexpr int weight_bytes = Features * slab_row_bytes;  // of a direction
+    static constexpr int c_bytes = Tokens * slab_row_bytes;         // likewise
     static constexpr int x_bytes = (Tokens + 2 * halo) * slab_row_bytes;
-    static constexpr int weight_bytes = 2 * Features * slab_row_bytes;
-    static constexpr int stage_bytes = x_bytes + weight_bytes;
-    static constexpr int c_bytes = Tokens * slab_row_bytes;  // of a direction
-    static constexpr int bytes = 2 * stage_bytes + 2 * c_bytes;
+    static constexpr int c = 2 * 2 * weight_bytes;
+    static constexpr int x = c + 2 * c_bytes;
+    static constexpr int bytes = x + 2 * x_bytes;
 };
 
 template <typename T, int Features, int Tokens>
@@ -46,45 +49,56 @@ class Run {
     using Sizes = Layout<Features, Tokens>;
     static constexpr int threads = threads_of<Tokens>;
     static constexpr int blocks_of_8 = Features / 8;
+    // Where a direction's warps are a warpgroup, as long runs' are.
+    static constexpr bool by_warpgroups = has_warpgroup_products && Tokens == warpgroup_rows;
+    static constexpr int group_warps = warpgroup_size / warp_size;
 
 public:
     // `part`: which of a.run.blocks.
-    __device__ Run(const ConvXProj& a, int image, int first, int part, char* shared)
+    __device__ Run(const ConvXProj& a, int image, int first, int part, unsigned shared)
         : a_(a),
           image_(image),
           first_(first),
           part_(part),
           thread_(static_cast<int>(threadIdx.x)),
           lane_(thread_ % warp_size),
-          direction_(thread_ / warp_size % 2),
-          first_row_(thread_ / warp_size / 2 * warp_tokens),
-          stages_(shared),
-          c_(shared + 2 * Sizes::stage_bytes) {}
+          // The compiler is to know that it is the same for all lanes: warpgroups' products must not lie behind
+          // branches that it takes for divergent.
+          warp_(__shfl_sync(all_lanes, thread_ / warp_size, 0)),
+          direction_(by_warpgroups ? warp_ / group_warps : warp_ % 2),
+          first_row_((by_warpgroups ? warp_ % group_warps : warp_ / 2) * warp_tokens),
+          shared_(shared) {}
 
     __device__ void take() {
         const int slabs = a_.conv.channels / slab / a_.run.blocks;
         const int first_slab = part_ * slabs;
         const bool works = first_ + first_row_ < a_.conv.tokens;
         Fetch fetch(*this, first_slab);
-        fetch.next(stages_);
-        int stage = 0;
+        fetch.next(0);
         for (int s = 0; s < slabs; ++s) {
-            const char* here = stages_ + stage;
-            stage = Sizes::stage_bytes - stage;
+            const int stage = s % 2;
+            Filter filter;
+            load_filter(first_slab + s, filter);
             wait_for_copies<0>();
-            __syncthreads();
-            if (s + 1 < slabs) fetch.next(stages_ + stage);
-            if (!works) continue;
-            if (direction_ == 0) {
-                convolve<0>(first_slab + s, here, a_.conv.forward_taps, a_.conv.forward_bias);
-            } else {
-                convolve<1>(first_slab + s, here, a_.conv.backward_taps, a_.conv.backward_bias);
+            if constexpr (by_warpgroups) {
+                show_to_products();
+                wait_for_products<0>();  // with the slab before
             }
-            __syncwarp();
-            store_octets(first_slab + s);
-            multiply(here + Sizes::x_bytes);
-            __syncwarp();
+            __syncthreads();
+            if (s + 1 < slabs) fetch.next(stage ^ 1);
+            if (works && direction_ == 0) convolve<0>(stage, filter);
+            if (works && direction_ == 1) convolve<1>(stage, filter);
+            if constexpr (by_warpgroups) {
+                begin_products(stage, s > 0);
+                if (works) store_octets(first_slab + s);
+            } else if (works) {
+                __syncwarp();
+                store_octets(first_slab + s);
+                multiply_slab<T>(sum_, own_c(), weights(stage), lane_);
+                __syncwarp();
+            }
         }
+        if constexpr (by_warpgroups) wait_for_sums(sum_);
         if (a_.run.blocks > 1) {
             sum_of_cluster();
         } else if (works) {
@@ -105,7 +119,8 @@ private:
               first_token_(run.first_ - halo + first_),
               x_row_bytes_(run.a_.conv.x_stride * 2),
               weight_row_bytes_(run.a_.conv.channels * 2),
-              place_(place_in_slab(first_, run.thread_ % slab_pieces)) {
+              weight_to_(run.shared_ + place_in_slab(first_, run.thread_ % slab_pieces)),
+              x_to_(weight_to_ + Sizes::x) {
             const int piece = first_slab * slab_row_bytes + run.thread_ % slab_pieces * 16;
             const std::int64_t token = static_cast<std::int64_t>(run.image_) * tokens_ + first_token_;
             x_ = static_cast<const char*>(run.a_.conv.x) + token * x_row_bytes_ + piece;
@@ -113,18 +128,19 @@ private:
                 static_cast<const char*>(run.a_.weight) + static_cast<std::int64_t>(first_) * weight_row_bytes_ + piece;
         }
 
-        __device__ void next(char* stage) {
-            const unsigned to = shared_address(stage) + place_;
+        // To the `stage`th of two.
+        __device__ void next(int stage) {
+            const unsigned x = x_to_ + stage * Sizes::x_bytes, weight = weight_to_ + stage * 2 * Sizes::weight_bytes;
 #pragma unroll
             for (int row = 0; row < Tokens + 2 * halo; row += rows) {
                 if (row + rows > Tokens + 2 * halo && row + first_ >= Tokens + 2 * halo) break;
                 const bool there = static_cast<unsigned>(first_token_ + row) < static_cast<unsigned>(tokens_);
-                copy_async_or_clear(to + row * slab_row_bytes, x_ + row * x_row_bytes_, there);
+                copy_async_or_clear(x + row * slab_row_bytes, x_ + row * x_row_bytes_, there);
             }
 #pragma unroll
             for (int row = 0; row < 2 * Features; row += rows) {
                 if (row + rows > 2 * Features && row + first_ >= 2 * Features) break;
-                copy_async(to + Sizes::x_bytes + row * slab_row_bytes, weight_ + row * weight_row_bytes_);
+                copy_async(weight + row * slab_row_bytes, weight_ + row * weight_row_bytes_);
             }
             commit_copies();
             x_ += slab_row_bytes;
@@ -135,40 +151,50 @@ private:
         const int first_;
         const int tokens_, first_token_;
         const int x_row_bytes_, weight_row_bytes_;
-        const int place_;
+        const unsigned weight_to_, x_to_;
         const char* x_;
         const char* weight_;
     };
 
+    // Of the warp's direction and a lane's channels. Asked for in front of a slab's meeting, as it takes as long.
+    struct Filter {
+        float tap[width][lane_channels], bias[lane_channels];
+    };
+    __device__ void load_filter(int s, Filter& filter) const {
+        const CausalConv& conv = a_.conv;
+        const int channel = s * slab + lane_ * lane_channels;
+        const float* taps = direction_ == 0 ? conv.forward_taps : conv.backward_taps;
+        load_floats((direction_ == 0 ? conv.forward_bias : conv.backward_bias) + channel, filter.bias);
+#pragma unroll
+        for (int j = 0; j < width; ++j) load_floats(taps + j * conv.channels + channel, filter.tap[j]);
+    }
+
     // The warp's 16 tokens, of all the slab's channels.
     template <int Direction>
-    __device__ void convolve(int s, const char* x_slab, const float* taps, const float* biases) const {
-        const int channel = s * slab + lane_ * lane_channels;
-        float tap[width][lane_channels], bias[lane_channels];
-        load_floats(biases + channel, bias);
-#pragma unroll
-        for (int j = 0; j < width; ++j) load_floats(taps + j * a_.conv.channels + channel, tap[j]);
-            // Halved, as silu_of_half() wants it.
+    __device__ void convolve(int stage, Filter& filter) const {
+        // Halved, as silu_of_half() wants it.
 #pragma unroll
         for (int k = 0; k < lane_channels; ++k) {
-            bias[k] *= 0.5F;
+            filter.bias[k] *= 0.5F;
 #pragma unroll
-            for (int j = 0; j < width; ++j) tap[j][k] *= 0.5F;
+            for (int j = 0; j < width; ++j) filter.tap[j][k] *= 0.5F;
         }
-        const char* from = x_slab + first_row_ * slab_row_bytes;
+        const unsigned from = shared_ + Sizes::x + stage * Sizes::x_bytes + first_row_ * slab_row_bytes;
         float x[warp_tokens + halo][lane_channels];
 #pragma unroll
         for (int i = 0; i < warp_tokens + halo; ++i) {
             const int row = i + Direction * halo;
-            load_floats(reinterpret_cast<const T*>(from + row * slab_row_bytes + (lane_ * 4 ^ row % 8 * 16)), x[i]);
+            const float2 two =
+                unpack_two<T>(load_shared<unsigned>(from + row * slab_row_bytes + (lane_ * 4 ^ row % 8 * 16)));
+            x[i][0] = two.x, x[i][1] = two.y;
             const int t = i - halo;
             if (t < 0) continue;
             float c[lane_channels];
 #pragma unroll
             for (int k = 0; k < lane_channels; ++k) {
-                float sum = bias[k];
+                float sum = filter.bias[k];
 #pragma unroll
-                for (int j = 0; j < width; ++j) sum = fmaf(tap[j][k], x[Direction == 0 ? t + j : i - j][k], sum);
+                for (int j = 0; j < width; ++j) sum = fmaf(filter.tap[j][k], x[Direction == 0 ? t + j : i - j][k], sum);
                 c[k] = silu_of_half(sum);
             }
             store_pair(t, pack_two<T>(c[0], c[1]));
@@ -179,10 +205,16 @@ private:
     }
     // To the warp's row t of c.
     __device__ void store_pair(int t, unsigned pair) const {
-        *reinterpret_cast<unsigned*>(own_c() + t * slab_row_bytes + (conv_x_proj_place(lane_) ^ t % 8 * 16)) = pair;
+        store_shared(own_c() + t * slab_row_bytes + (conv_x_proj_place(lane_) ^ t % 8 * 16), pair);
     }
-    __device__ char* own_c() const {
-        return c_ + direction_ * Sizes::c_bytes + first_row_ * slab_row_bytes;
+    __device__ unsigned c() const {
+        return shared_ + Sizes::c + direction_ * Sizes::c_bytes;
+    }
+    __device__ unsigned own_c() const {
+        return c() + first_row_ * slab_row_bytes;
+    }
+    __device__ unsigned weights(int stage) const {
+        return shared_ + (2 * stage + direction_) * Sizes::weight_bytes;
     }
 
     // Stores the warp's 16 tokens of the slab in octets' order.
@@ -192,7 +224,7 @@ private:
         const int octets = (conv.tokens + octet_tokens - 1) / octet_tokens;
         const int first = (first_ + first_row_) / octet_tokens;
         const int step = direction_ == 0 ? lane_ % 8 : octet_tokens - 1 - lane_ % 8;
-        const unsigned from = shared_address(own_c()) + (lane_ / 16 * 8 + step) * slab_row_bytes;
+        const unsigned from = own_c() + (lane_ / 16 * 8 + step) * slab_row_bytes;
         const int at = (lane_ / 8 % 2 ^ step) * 16;
         const std::int64_t column =
             static_cast<std::int64_t>(image_) * (conv.channels / column_channels) + s * (slab / column_channels);
@@ -209,22 +241,29 @@ private:
         }
     }
 
-    // Adds the slab's part of the warp's 16 tokens.
-    __device__ void multiply(const char* weights) {
-        multiply_slab<T>(sum_, own_c(), weights + direction_ * Features * slab_row_bytes, lane_);
+    // Begins the products of the direction's c with the slab's weights, once all its warps have theirs in shared
+    // memory.
+    __device__ void begin_products(int stage, bool add) {
+        show_to_products();
+        meet(1 + direction_, warpgroup_size);
+        ready_for_products(sum_);
+        const auto left = panel_at<panel_depth>(c()), right = panel_at<panel_depth>(weights(stage));
+#pragma unroll
+        for (int k = 0; k < slab / 16; ++k)
+            begin_product<T>(sum_, left + k * panel_step, right + k * panel_step, add || k > 0);
+        commit_products();
     }
 
     // Sums what the cluster's blocks have, each an equal part of it, by way of their shared memory.
     __device__ void sum_of_cluster() const {
         const CausalConv& conv = a_.conv;
         __syncthreads();  // the slabs have been read
-        const unsigned sums = shared_address(stages_);
         const int row = direction_ * Tokens + first_row_ + lane_ / 4;
 #pragma unroll
         for (int block = 0; block < blocks_of_8; ++block) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                store_shared(sums + ((row + 8 * half) * Features + block * 8 + lane_ % 4 * 2) * 4,
+                store_shared(shared_ + ((row + 8 * half) * Features + block * 8 + lane_ % 4 * 2) * 4,
                              float2{sum_[block][2 * half], sum_[block][2 * half + 1]});
             }
         }
@@ -236,7 +275,7 @@ private:
             if (token >= conv.tokens) continue;
             float sum[4] = {};
             for (int part = 0; part < a_.run.blocks; ++part) {
-                const float4 four = load_from_block(sums + at * 4, part);
+                const float4 four = load_from_block(shared_ + at * 4, part);
                 sum[0] += four.x, sum[1] += four.y, sum[2] += four.z, sum[3] += four.w;
             }
             store_floats(static_cast<T*>(a_.projected) +
@@ -266,9 +305,8 @@ private:
     const ConvXProj& a_;
     const int image_, first_, part_;
     const int thread_, lane_;
-    const int direction_, first_row_;  // of the warp's products
-    char* const stages_;               // [2]: x, then both directions' weights
-    char* const c_;                    // [2 directions][tokens]
+    const int warp_, direction_, first_row_;  // of the warp's products
+    const unsigned shared_;
     float sum_[blocks_of_8][4] = {};
 };
 
@@ -281,7 +319,7 @@ __global__ void __launch_bounds__(threads_of<Tokens>, blocks_wanted<Tokens>)
     wait_for_predecessor();
     let_successor_begin();
     Run<T, Features, Tokens> run(a, index / runs, index % runs * Tokens, static_cast<int>(blockIdx.x) % a.run.blocks,
-                                 reinterpret_cast<char*>(shared));
+                                 shared_address(shared));
     run.take();
 }
 

@@ -9,6 +9,8 @@
 
 namespace vimrt::cuda {
 
+constexpr unsigned all_lanes = 0xFFFFFFFFU;  // of a warp
+
 // sum += a b, 16x16 and 16x8, of T (16 bits), fp32 sums. Lane: sum = rows g, g, g + 8, g + 8, columns 2 q, 2 q + 1 of
 // each; a = row g, then g + 8, columns 2 q and 2 q + 1, then both rows 8 columns on; b = rows 2 q, 2 q + 1 of column g,
 // then 8 rows on.

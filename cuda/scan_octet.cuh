@@ -14,7 +14,6 @@
 namespace vimrt::cuda {
 
 constexpr int warp_size = 32;
-constexpr unsigned all_lanes = 0xFFFFFFFFU;
 constexpr int octet_states = 16;
 constexpr int lane_states = 4;  // of each of a lane's two channels
 constexpr int octet_elements = octet_tokens * column_channels;

@@ -18,11 +18,11 @@ __device__ inline int place_in_slab(int row, int piece) {
 // are multiples of 8: lane g = lane / 4, q = lane % 4 has, of each block of 8 columns, the columns 2 q and 2 q + 1 of
 // rows g and g + 8.
 template <typename T, int Blocks>
-__device__ void multiply_slab(float (&sum)[Blocks][4], const char* left, const char* right, int lane) {
+__device__ void multiply_slab(float (&sum)[Blocks][4], unsigned left, unsigned right, int lane) {
     // Lanes point to rows: of the left side's 16 rows, then the same 8 columns on; of the right side's 16 rows, 8 and
     // 8, each of both halves of the depth.
-    const unsigned left_row = shared_address(left) + lane % 16 * slab_row_bytes;
-    const unsigned right_row = shared_address(right) + (lane / 16 * 8 + lane % 8) * slab_row_bytes;
+    const unsigned left_row = left + lane % 16 * slab_row_bytes;
+    const unsigned right_row = right + (lane / 16 * 8 + lane % 8) * slab_row_bytes;
     const int left_piece = (lane / 16 ^ lane % 8) * 16;
     const int right_piece = (lane / 8 % 2 ^ lane % 8) * 16;
 #pragma unroll

@@ -8,6 +8,13 @@
 
 namespace vimrt::cuda {
 
+// Whether they are there in what is being compiled.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool has_warpgroup_products = true;
+#else
+constexpr bool has_warpgroup_products = false;
+#endif
+
 constexpr int warpgroup_size = 128;  // threads
 constexpr int warpgroup_rows = 64;   // of the left side
 constexpr int panel_depth = slab;    // of an operand in shared memory
