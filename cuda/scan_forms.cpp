@@ -38,9 +38,9 @@ struct TimedForm {
 // at once, a block has all of a multiprocessor's, which are done at about the same time.
 const std::vector<TimedForm>& timed_forms() {
     static const std::vector<TimedForm> forms{
-        {{ScanForm::Halves, 0, 12}, 0.5, 2.8, {9.5}},
-        {{ScanForm::Halves, 0, 4}, 0.5, 4.0, {14, 19.2, 25}},
-        {{ScanForm::Relay, 0, 12}, 1, 3.3, {16.3}},
+        {{ScanForm::Halves, 0, 12}, 0.5, 2.8, {8.2}},
+        {{ScanForm::Halves, 0, 4}, 0.5, 3.4, {12.4, 18.4, 24.6}},
+        {{ScanForm::Relay, 0, 12}, 1, 3.3, {15.8}},
         {{ScanForm::Relay, 0, 6}, 1, 2.0, {21.4, 33}},
         {{ScanForm::Relay, 0, 4}, 1, 2.9, {24, 32.3, 46.5}},
         {{ScanForm::Strips}, 2, 1.6, {30.6, 50.6, 76.7, 99, 125, 149}},

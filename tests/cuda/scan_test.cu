@@ -431,13 +431,13 @@ TEST(forms_are_taken_where_they_were_measured) {
     // Few tokens.
     CHECK(form_of(1, 197, 384, 16) == (ScanForm{halves, 0, 12}));
     CHECK(form_of(2, 197, 384, 16) == (ScanForm{relay, 0, 12}));
-    CHECK(form_of(4, 197, 384, 16) == (ScanForm{relay, 0, 6}));
+    CHECK(form_of(4, 197, 384, 16) == (ScanForm{halves, 0, 4}));
     CHECK(form_of(6, 197, 384, 16) == (ScanForm{relay, 0, 4}));
     for (const int batch : {9, 12, 17, 22}) CHECK(form_of(batch, 197, 384, 16) == ScanForm{strips});
     CHECK(form_of(33, 197, 384, 16) == (ScanForm{octets, 0, 12}));
     CHECK(form_of(44, 197, 384, 16) == (ScanForm{octets, 0, 16}));
     CHECK(form_of(128, 197, 384, 16) == ScanForm{octets});
-    CHECK(form_of(1, 197, 1536, 48) == (ScanForm{relay, 0, 6}));
+    CHECK(form_of(1, 197, 1536, 48) == (ScanForm{halves, 0, 4}));
     CHECK(form_of(3, 197, 1536, 48) == ScanForm{strips});
     CHECK(form_of(5, 197, 1536, 48) == ScanForm{octets});  // strips are slower with this rank
     CHECK(form_of(4, 577, 384, 16) == (ScanForm{halves, 0, 4}));
