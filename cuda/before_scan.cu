@@ -135,10 +135,8 @@ public:
           first_(first),
           part_(part),
           of_z_(of_z),
-          // The compiler is to know that these are the same for all lanes: warpgroups' products must not lie behind
-          // branches that it takes for divergent.
-          group_(__shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / warpgroup_size, 0)),
-          warp_(__shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / warp_size % group_warps, 0)),
+          group_(same_for_all_lanes(static_cast<int>(threadIdx.x) / warpgroup_size)),
+          warp_(same_for_all_lanes(static_cast<int>(threadIdx.x) / warp_size % group_warps)),
           lane_(static_cast<int>(threadIdx.x)),
           leads_(threadIdx.x % warpgroup_size == 0),
           shared_(shared),
@@ -399,9 +397,7 @@ private:
                 const auto right = panel_at<panel_depth>(shared_ + column / panel_depth * S::panel_bytes +
                                                          First * 8 * slab_row_bytes) +
                                    column % panel_depth / tile * panel_step;
-#pragma unroll
-                for (int k = 0; k < S::depth / tile; ++k)
-                    begin_product<T>(sum, left + k * panel_step, right + k * panel_step, column + k > 0);
+                begin_products<T, S::depth>(sum, left, right, column > 0);
             }
             commit_products();
             if (at_once) continue;

@@ -54,19 +54,16 @@ class Run {
     static constexpr int group_warps = warpgroup_size / warp_size;
 
 public:
-    // `part`: which of a.run.blocks.
-    __device__ Run(const ConvXProj& a, int image, int first, int part, unsigned shared)
+    // `part`: which of a.run.blocks. `warp`: of the block.
+    __device__ Run(const ConvXProj& a, int image, int first, int part, int warp, unsigned shared)
         : a_(a),
           image_(image),
           first_(first),
           part_(part),
           thread_(static_cast<int>(threadIdx.x)),
           lane_(thread_ % warp_size),
-          // The compiler is to know that it is the same for all lanes: warpgroups' products must not lie behind
-          // branches that it takes for divergent.
-          warp_(__shfl_sync(all_lanes, thread_ / warp_size, 0)),
-          direction_(by_warpgroups ? warp_ / group_warps : warp_ % 2),
-          first_row_((by_warpgroups ? warp_ % group_warps : warp_ / 2) * warp_tokens),
+          direction_(by_warpgroups ? warp / group_warps : warp % 2),
+          first_row_((by_warpgroups ? warp % group_warps : warp / 2) * warp_tokens),
           shared_(shared) {}
 
     __device__ void take() {
@@ -89,7 +86,7 @@ public:
             if (works && direction_ == 0) convolve<0>(stage, filter);
             if (works && direction_ == 1) convolve<1>(stage, filter);
             if constexpr (by_warpgroups) {
-                begin_products(stage, s > 0);
+                begin_multiplying(stage, s > 0);
                 if (works) store_octets(first_slab + s);
             } else if (works) {
                 __syncwarp();
@@ -243,14 +240,12 @@ private:
 
     // Begins the products of the direction's c with the slab's weights, once all its warps have theirs in shared
     // memory.
-    __device__ void begin_products(int stage, bool add) {
+    __device__ void begin_multiplying(int stage, bool add) {
         show_to_products();
         meet(1 + direction_, warpgroup_size);
         ready_for_products(sum_);
         const auto left = panel_at<panel_depth>(c()), right = panel_at<panel_depth>(weights(stage));
-#pragma unroll
-        for (int k = 0; k < slab / 16; ++k)
-            begin_product<T>(sum_, left + k * panel_step, right + k * panel_step, add || k > 0);
+        begin_products<T, slab>(sum_, left, right, add);
         commit_products();
     }
 
@@ -305,7 +300,7 @@ private:
     const ConvXProj& a_;
     const int image_, first_, part_;
     const int thread_, lane_;
-    const int warp_, direction_, first_row_;  // of the warp's products
+    const int direction_, first_row_;  // of the warp's products
     const unsigned shared_;
     float sum_[blocks_of_8][4] = {};
 };
@@ -319,7 +314,7 @@ __global__ void __launch_bounds__(threads_of<Tokens>, blocks_wanted<Tokens>)
     wait_for_predecessor();
     let_successor_begin();
     Run<T, Features, Tokens> run(a, index / runs, index % runs * Tokens, static_cast<int>(blockIdx.x) % a.run.blocks,
-                                 shared_address(shared));
+                                 same_for_all_lanes(static_cast<int>(threadIdx.x) / warp_size), shared_address(shared));
     run.take();
 }
 

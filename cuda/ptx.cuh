@@ -42,6 +42,12 @@ __device__ inline void multiply_add(float (&sum)[4], const unsigned (&a)[2], uns
     }
 }
 
+// x of a warp's first lane, for the compiler to know that it is the same for all of them, and what follows from it.
+// Warpgroups' products must not lie behind branches that it takes for divergent.
+__device__ inline int same_for_all_lanes(int x) {
+    return __shfl_sync(all_lanes, x, 0);
+}
+
 // x, which the compiler cannot compute anew and so keeps in a register.
 __device__ inline unsigned kept(unsigned x) {
     asm volatile("" : "+r"(x));

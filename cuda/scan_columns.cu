@@ -15,7 +15,6 @@ namespace vimrt::cuda {
 namespace {
 
 constexpr int warp_size = 32;
-constexpr unsigned all_lanes = 0xFFFFFFFFU;
 constexpr int warps_of_block = 4;
 constexpr int ahead = 8;  // tokens that are prepared at once: the columns of a product on tensor cores
 constexpr int lane_channels = 4;

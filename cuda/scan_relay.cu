@@ -79,8 +79,7 @@ __device__ void help_relays(const Scan& a, int block, unsigned memory) {
     constexpr int own_room = line;
     static_assert(own_room + Own::bytes <= warp_room);
     const Lane lane(static_cast<int>(threadIdx.x));
-    // The compiler is to know that it is the same for all lanes.
-    const int warp = __shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / warp_size, 0);
+    const int warp = same_for_all_lanes(static_cast<int>(threadIdx.x) / warp_size);
     const int units = a.batch * (a.channels / Leg<Rank, Half>::channels);
     const int unit = block / a.directions * helped_units + warp / helping_warps;
     if (unit >= units) return;

@@ -95,8 +95,7 @@ __global__ void __launch_bounds__(trio_warps* warp_size, 1) scan_trios_of(const 
     wait_for_predecessor();
     let_successor_begin();
     const Lane lane(static_cast<int>(threadIdx.x));
-    // The compiler is to know that it is the same for all lanes, and what follows from it.
-    const int warp = __shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / warp_size, 0);
+    const int warp = same_for_all_lanes(static_cast<int>(threadIdx.x) / warp_size);
     const auto move_at = [&](int direction, int move) {
         return meetings + meetings_bytes + (direction * moves + move) * move_bytes;
     };

@@ -125,6 +125,14 @@ __device__ void begin_product(float (&sum)[Blocks][4], std::uint64_t left, std::
 #undef VIMRT_PRODUCT
 #undef VIMRT_PRODUCTS
 
+// The same over a depth of `Depth`.
+template <typename T, int Depth, int Blocks>
+__device__ void begin_products(float (&sum)[Blocks][4], std::uint64_t left, std::uint64_t right, bool add) {
+#pragma unroll
+    for (int k = 0; k < Depth / 16; ++k)
+        begin_product<T>(sum, left + k * panel_step, right + k * panel_step, add || k > 0);
+}
+
 // Before the first of some products, and behind what has touched their sums.
 template <int Blocks>
 __device__ void ready_for_products(float (&sum)[Blocks][4]) {
