@@ -77,7 +77,7 @@ double time_of(const TimedForm& timed, const Scan& a, int columns, int chip) {
 }
 
 // Help saves a relay of fewer tokens less than it costs to begin with.
-constexpr int helped_tokens = 5000;
+constexpr int helped_tokens = 4000;
 
 // Where there are no relays or no room for them: warps by multiprocessor that chunks should make, of so many octets at
 // least, and so many of them.

@@ -23,10 +23,9 @@ struct HelpedLegs {
 // warps at least. Behind them, and between those of two parts, there are more than two for each, where a part has as
 // many as least_helped_tokens make.
 constexpr int least_helped_tokens = 2048;
-constexpr float helped_share = 0.17F, plain_share_before = 0.48F, merged_share_before = 0.38F;
-__host__ __device__ inline HelpedLegs helped_legs(int part, int begin, int end) {
+constexpr float helped_share = 0.17F, share_before = 0.43F;
+__host__ __device__ inline HelpedLegs helped_legs(int begin, int end) {
     const int count = static_cast<int>(static_cast<float>(end - begin) * helped_share);
-    const float share_before = part == 0 ? plain_share_before : merged_share_before;
     const int before = static_cast<int>(static_cast<float>(end - begin - count) * share_before);
     return {begin + before, begin + before + count};
 }
@@ -124,8 +123,8 @@ public:
         const int plain = plain_parts<false>(a_, legs, octets * octet_tokens, forward);
         // Of the leg that the backward direction begins with an octet may be missing.
         const int missing = forward ? 0 : legs * octets - 1 - last_octet;
-        help<Part::Plain>(helped_legs(0, 0, plain), missing);
-        help<Part::Merged>(helped_legs(1, plain, legs), missing);
+        help<Part::Plain>(helped_legs(0, plain), missing);
+        help<Part::Merged>(helped_legs(plain, legs), missing);
     }
 
 private:

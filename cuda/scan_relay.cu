@@ -140,7 +140,7 @@ public:
     __device__ void run_helped() {
         const int plain = plain_parts<false>(a_, legs(), Sizes::tokens, forward_);
         int step = warp_;
-        leave_out(helped_legs(0, 0, plain));
+        leave_out(helped_legs(0, plain));
         fetch(step, stage_, sources());
         commit_copies();
         fetch(ahead(step, 1), next_stage(), sources());
@@ -256,7 +256,7 @@ private:
             if (round == 0) continue;
             if (next_memory_ == memory_) cross(part);
             step += helped.end - helped.begin;
-            if (part == 0) leave_out(helped_legs(1, end, legs()));
+            if (part == 0) leave_out(helped_legs(end, legs()));
         }
     }
     // The warp with the leg in front of the helpers' has handed its states on to itself, and now hands on those behind

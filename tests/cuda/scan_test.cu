@@ -410,9 +410,11 @@ TEST(helpers_are_taken_where_they_were_measured) {
     };
     CHECK(helped(1, 6085, 384, 16));
     CHECK(helped(1, 6085, 768, 32));
-    CHECK(!helped(1, 6085, 1536, 48));       // relays fill the chip
-    CHECK(!helped(3, 6085, 384, 16));        // so they do of three images
-    CHECK(!helped(1, 4097, 384, 16));        // few tokens
+    CHECK(!helped(1, 6085, 1536, 48));  // relays fill the chip
+    CHECK(!helped(3, 6085, 384, 16));   // so they do of three images
+    CHECK(helped(1, 4097, 384, 16));
+    CHECK(helped(1, 4097, 768, 32));
+    CHECK(!helped(1, 3137, 384, 16));        // few tokens
     CHECK(!helped(1, 6085, 384, 16, 3042));  // one token alone is wanted
 }
 
