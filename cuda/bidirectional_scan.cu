@@ -519,16 +519,12 @@ private:
         step_.fixed.merged_stride = step_.merged.row_stride;
     }
     // Where x is never stored: in memory of its own or, with `may_take_z`, in the place of z, as whoever writes a
-    // token's result has read its z. Octets, strips and trios of many tokens are a twentieth slower then.
+    // token's result has read its z.
     void place_merged_without_x(bool may_take_z) {
         if (merge_ == nullptr || x_.buffer >= 0) return;
-        constexpr int few_tokens_in_place = 512;
         const ValueId z = merge_->input(merge_->input_count() - 1);
-        const ScanForm::Kind kind = step_.form.kind;
-        const bool takes_turns = kind == ScanForm::Relay || kind == ScanForm::Halves;
-        const bool in_place = may_take_z && (takes_turns || step_.fixed.tokens <= few_tokens_in_place) &&
-                              lowering_.read(z).buffer == step_.z.buffer &&
-                              lowering_.feeds_next(node_, z, "gated_merge");
+        const bool in_place =
+            may_take_z && lowering_.read(z).buffer == step_.z.buffer && lowering_.feeds_next(node_, z, "gated_merge");
         step_.merged =
             in_place ? lowering_.in_place(merge_->output(0), z) : lowering_.write(merge_->output(0), target_.dtype);
         step_.fixed.merged_stride = step_.merged.row_stride;

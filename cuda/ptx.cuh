@@ -109,16 +109,17 @@ __device__ inline void store_if(bool wanted, void* to, const uint2& two) {
         : "memory");
 }
 
-// Copies 16 bytes to shared memory behind the thread's back, through the second-level cache alone.
+// Copies 16 bytes to shared memory behind the thread's back, through the second-level cache alone. That gets all of the
+// line's 128 bytes from memory, which neighbours want: once part of a line is written, the rest costs more.
 __device__ inline void copy_async(unsigned to, const void* from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(to), "l"(from) : "memory");
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" : : "r"(to), "l"(from) : "memory");
 }
 // The same, or zeros where there is nothing; without a branch where it is not wanted.
 __device__ inline void copy_async_or_clear(unsigned to, const void* from, bool there, bool wanted = true) {
     asm volatile(
         "{\n.reg .pred wanted;\n"
         "setp.ne.b32 wanted, %3, 0;\n"
-        "@wanted cp.async.cg.shared.global [%0], [%1], 16, %2;\n}" ::"r"(to),
+        "@wanted cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n}" ::"r"(to),
         "l"(from), "r"(there ? 16 : 0), "r"(static_cast<int>(wanted))
         : "memory");
 }

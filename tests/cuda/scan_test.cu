@@ -20,7 +20,7 @@ struct Case {
     DType dtype = DType::F32;
     int directions = 2;
     bool merged = true;
-    bool in_place = true;
+    bool in_place = true;  // y in the place of c, merged results in that of z
     ScanOrder order = ScanOrder::Rows;
     int wanted = -1;  // token; -1: all
 };
@@ -33,6 +33,13 @@ std::vector<double> wanted_of(const Case& s, const std::vector<double>& rows) {
         const auto row = static_cast<int>(i / static_cast<std::size_t>(s.channels));
         if (row % s.tokens == s.wanted) values.push_back(rows[i]);
     }
+    return values;
+}
+
+// The case's channels of rows `stride` elements apart.
+std::vector<double> channels_of(const Case& s, const std::vector<double>& rows, std::int64_t stride) {
+    std::vector<double> values;
+    for (auto row = rows.begin(); row != rows.end(); row += stride) values.insert(values.end(), row, row + s.channels);
     return values;
 }
 
@@ -159,7 +166,9 @@ void check_form(const Case& s, const ScanForm& form) {
     a.forward = forward.direction(s.in_place);
     if (s.directions == 2) a.backward = backward.direction(s.in_place);
     a.z = device_z.data();
-    if (s.merged) a.merged = merged.data();
+    const DeviceArray& result = s.in_place ? device_z : merged;
+    if (s.merged) a.merged = result.data();
+    if (s.in_place) a.merged_stride = z_stride;
     run(a, form);
 
     std::vector<double> expected = reference(forward, s, false);
@@ -178,7 +187,8 @@ void check_form(const Case& s, const ScanForm& form) {
         expected[i] = static_cast<double>(a.factor) * (expected[i] + other[i]) *
                       silu(z[row * static_cast<std::size_t>(z_stride) + i % static_cast<std::size_t>(s.channels)]);
     }
-    const double error = relative_error(wanted_of(s, merged.values()), wanted_of(s, expected));
+    const std::vector<double> found = channels_of(s, result.values(), a.merged_stride);
+    const double error = relative_error(wanted_of(s, found), wanted_of(s, expected));
     if (!CHECK(error <= limit)) {
         std::cerr << "  " << error << " for batch " << s.batch << ", tokens " << s.tokens << ", channels " << s.channels
                   << ", states " << s.states << ", rank " << s.rank << ", " << name_of(s.dtype) << ", wanted "
