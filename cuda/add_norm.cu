@@ -30,20 +30,30 @@ __global__ void __launch_bounds__(warp_size* rows_per_block) add_norm_rows(const
     let_successor_begin();
     const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * rows_per_block + threadIdx.y;
     if (row >= a.rows) return;
+    const auto column_of = [](int pack) { return (pack * warp_size + static_cast<int>(threadIdx.x)) * V; };
+    // All of a row's loads are under way at once.
+    const auto load_row = [&](const float* from, float(&to)[Packs][V]) {
+#pragma unroll
+        for (int p = 0; p < Packs; ++p) {
+            if (column_of(p) < a.columns) load_floats(from + column_of(p), to[p]);
+        }
+    };
     float values[Packs][V] = {};
+    load_row(a.hidden + row * a.hidden_stride, values);
+    if (a.residual != nullptr) {
+        float residual[Packs][V] = {};
+        load_row(a.residual + row * a.columns, residual);
+#pragma unroll
+        for (int p = 0; p < Packs; ++p) {
+#pragma unroll
+            for (int i = 0; i < V; ++i) values[p][i] += residual[p][i];
+        }
+    }
     float sum = 0;
 #pragma unroll
     for (int p = 0; p < Packs; ++p) {
-        const int column = (p * warp_size + static_cast<int>(threadIdx.x)) * V;
-        if (column >= a.columns) break;
-        load_floats(a.hidden + row * a.hidden_stride + column, values[p]);
-        if (a.residual != nullptr) {
-            float residual[V];
-            load_floats(a.residual + row * a.columns + column, residual);
-#pragma unroll
-            for (int i = 0; i < V; ++i) values[p][i] += residual[i];
-        }
-        if (a.sum != nullptr) store_floats(a.sum + row * a.columns + column, values[p]);
+        if (column_of(p) >= a.columns) break;
+        if (a.sum != nullptr) store_floats(a.sum + row * a.columns + column_of(p), values[p]);
 #pragma unroll
         for (int i = 0; i < V; ++i) sum += values[p][i];
     }
@@ -51,7 +61,7 @@ __global__ void __launch_bounds__(warp_size* rows_per_block) add_norm_rows(const
     float squares = 0;
 #pragma unroll
     for (int p = 0; p < Packs; ++p) {
-        if ((p * warp_size + static_cast<int>(threadIdx.x)) * V >= a.columns) break;
+        if (column_of(p) >= a.columns) break;
 #pragma unroll
         for (int i = 0; i < V; ++i) squares += (values[p][i] - mean) * (values[p][i] - mean);
     }
@@ -59,7 +69,7 @@ __global__ void __launch_bounds__(warp_size* rows_per_block) add_norm_rows(const
     auto* normed = static_cast<Normed*>(a.normed) + row * a.columns;
 #pragma unroll
     for (int p = 0; p < Packs; ++p) {
-        const int column = (p * warp_size + static_cast<int>(threadIdx.x)) * V;
+        const int column = column_of(p);
         if (column >= a.columns) break;
         float weight[V];
         float bias[V] = {};
