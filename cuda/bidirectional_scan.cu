@@ -523,19 +523,11 @@ private:
     void place_merged_without_x(bool may_take_z) {
         if (merge_ == nullptr || x_.buffer >= 0) return;
         const ValueId z = merge_->input(merge_->input_count() - 1);
-        const bool in_place = may_take_z && !share_lines(step_.form, step_.fixed) &&
-                              lowering_.read(z).buffer == step_.z.buffer &&
-                              lowering_.feeds_next(node_, z, "gated_merge");
+        const bool in_place =
+            may_take_z && lowering_.read(z).buffer == step_.z.buffer && lowering_.feeds_next(node_, z, "gated_merge");
         step_.merged =
             in_place ? lowering_.in_place(merge_->output(0), z) : lowering_.write(merge_->output(0), target_.dtype);
         step_.fixed.merged_stride = step_.merged.row_stride;
-    }
-    // Whether full blocks of octets do not have whole lines of z's memory to themselves. Of many tokens, results in the
-    // place of z then make them 2% to 4% slower.
-    static bool share_lines(const ScanForm& form, const Scan& a) {
-        constexpr int few_tokens = 800, line_channels = 64;
-        const int channels = form.warps / a.directions * column_channels;
-        return form.kind == ScanForm::Octets && channels % line_channels != 0 && a.tokens > few_tokens;
     }
 
     void describe_conv() {
