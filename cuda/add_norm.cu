@@ -8,6 +8,7 @@
 #include "constants.h"
 #include "launch.h"
 #include "lowering_rules.h"
+#include "ptx.cuh"
 #include "storage.h"
 
 namespace vimrt::cuda {
@@ -19,7 +20,7 @@ constexpr int rows_per_block = 4;
 
 __device__ float warp_sum(float x) {
 #pragma unroll
-    for (int offset = warp_size / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xFFFFFFFFU, x, offset);
+    for (int offset = warp_size / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(all_lanes, x, offset);
     return x;
 }
 
