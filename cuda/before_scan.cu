@@ -689,6 +689,7 @@ template <typename T, int Width, int Octets, int Cluster, ZBy Z, bool Adds>
 __global__ void __launch_bounds__(threads, 1) before_scan_of(const __grid_constant__ BeforeScan a) {
     extern __shared__ float4 shared[];
     using S = Sizes<Width, Octets, Cluster, Z, Adds>;
+    if (a.lets_begin_first) let_successor_begin();
     const int runs = ((a.behind.conv.tokens + octet_tokens - 1) / octet_tokens + Octets - 1) / Octets;
     int index = static_cast<int>(blockIdx.x) / Cluster, part = static_cast<int>(blockIdx.x) % Cluster;
     bool of_z = false;
@@ -709,7 +710,7 @@ __global__ void __launch_bounds__(threads, 1) before_scan_of(const __grid_consta
     } else {
         run.take();
     }
-    // Not before: the scan's blocks would be set up where runs of this kernel are still to come.
+    // Not before, unless asked for: the scan's blocks would crowd on the multiprocessors that come free first.
     let_successor_begin();
 }
 

@@ -26,7 +26,8 @@ struct BeforeScan {
     int width = 0;
     unsigned* zeros = nullptr;  // to be written for the scan: zeros_count of them
     int zeros_count = 0;
-    TokenRun run;  // one of before_scan_runs(): see before_scan_run()
+    bool lets_begin_first = false;  // the scan may be set up once all blocks have begun; else not before they end
+    TokenRun run;                   // one of before_scan_runs(): see before_scan_run()
 };
 
 // An element of a matrix.

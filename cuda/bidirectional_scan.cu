@@ -389,6 +389,7 @@ public:
         x_ = stored_as(lowering_, scan_.input(0), target_.dtype, true);
         describe_conv();
         describe();
+        merge_over_x();
         choose();
         place();
         lower_conv_and_projection();
@@ -416,7 +417,8 @@ public:
         place_front(nodes, step, true);
         fused_.weight = packed_x_proj(lowering_, scan_, sizes_, own_, target_.dtype, " for before_scan",
                                       [&](std::int64_t i) { return before_scan_x_proj_element(fused_.features, i); });
-        step_.fixed.let_begin_last = true;
+        step_.fixed.set_up_early = true;
+        step.fixed.lets_begin_first = lowering_.alone() && scan_set_up_first(step_.form);
         if (const std::size_t bytes = scan_zeros(step_.fixed, step_.form); bytes > 0) {
             step.zeros = step_.chunk_states;
             step.fixed.zeros_count = static_cast<int>(bytes / sizeof(unsigned));
@@ -492,7 +494,7 @@ private:
         step.z = lowering_.write(nodes.z, target_.dtype);
         describe();
         choose(many_tokens && lowering_.alone());
-        place_merged_without_x(many_tokens);
+        merge_over_z(many_tokens);
         place();
     }
 
@@ -503,30 +505,34 @@ private:
         add_weights(lowering_, scan_, forward_roles, sizes_, a.dtype, a.forward);
         if (a.directions == 2)
             add_weights(lowering_, scan_, own_ ? backward_roles : shared_roles, sizes_, a.dtype, a.backward);
-        place_merged();
-    }
-
-    // z, and where the merged result goes: in the place of x, where nobody needs it any more.
-    void place_merged() {
         if (merge_ == nullptr) return;
         step_.z = stored_as(lowering_, merge_->input(merge_->input_count() - 1), target_.dtype, true);
-        step_.fixed.z_stride = step_.z.row_stride;
-        if (x_.buffer < 0) return;  // place_merged_without_x()
-        const ValueId x = scan_.input(0);
-        const bool in_place = lowering_.read(x).buffer == x_.buffer && may_overwrite(lowering_, node_, x);
-        step_.merged =
-            in_place ? lowering_.in_place(merge_->output(0), x) : lowering_.write(merge_->output(0), target_.dtype);
-        step_.fixed.merged_stride = step_.merged.row_stride;
+        a.z_stride = step_.z.row_stride;
     }
-    // Where x is never stored: in memory of its own or, with `may_take_z`, in the place of z, as whoever writes a
-    // token's result has read its z.
-    void place_merged_without_x(bool may_take_z) {
-        if (merge_ == nullptr || x_.buffer >= 0) return;
+
+    // The merged result in the place of x, where nobody needs it any more.
+    void merge_over_x() {
+        if (merge_ == nullptr) return;
+        const ValueId x = scan_.input(0);
+        place_merged(x, lowering_.read(x).buffer == x_.buffer && may_overwrite(lowering_, node_, x));
+    }
+    // Where x is never stored: with `may_take_z` in the place of z, as whoever writes a token's result has read its z.
+    void merge_over_z(bool may_take_z) {
         const ValueId z = merge_->input(merge_->input_count() - 1);
-        const bool in_place =
-            may_take_z && lowering_.read(z).buffer == step_.z.buffer && lowering_.feeds_next(node_, z, "gated_merge");
-        step_.merged =
-            in_place ? lowering_.in_place(merge_->output(0), z) : lowering_.write(merge_->output(0), target_.dtype);
+        place_merged(z, may_take_z && !share_lines(step_.form, step_.fixed) &&
+                            lowering_.read(z).buffer == step_.z.buffer &&
+                            lowering_.feeds_next(node_, z, "gated_merge"));
+    }
+    // Whether full blocks of octets share lines of memory, of 64 channels. Of many tokens, results in the place of z
+    // then make them 3% to 4% slower.
+    static bool share_lines(const ScanForm& form, const Scan& a) {
+        constexpr int few_tokens = 800, line_channels = 64;
+        const int channels = form.warps / a.directions * column_channels;
+        return form.kind == ScanForm::Octets && channels % line_channels != 0 && a.tokens > few_tokens;
+    }
+    void place_merged(ValueId over, bool in_place) {
+        const ValueId merged = merge_->output(0);
+        step_.merged = in_place ? lowering_.in_place(merged, over) : lowering_.write(merged, target_.dtype);
         step_.fixed.merged_stride = step_.merged.row_stride;
     }
 

@@ -71,7 +71,7 @@ struct Scan {
     int states = 0;                // 16, 32 or 64: fewer are padded with states whose B is zero
     int rank = 0;                  // a multiple of 16, padded with zeros
     DType dtype = DType::F32;      // of c, projected, dt_weight, z, y and merged
-    bool let_begin_last = false;   // the kernel in front lets the scan be set up when its own blocks end
+    bool set_up_early = false;     // the kernel in front lets the scan be set up when scan_set_up_first() wants it
     void* chunk_states = nullptr;  // scan_room() bytes, whose first scan_zeros() are zeros before a run
 };
 
@@ -106,6 +106,9 @@ ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device, bool ma
 // Whether a form can compute the shape and order on the device; and forms that can.
 bool scan_takes(const Scan& a, const ScanForm& form, const DeviceProperties& device);
 std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device);
+
+// Whether a form had better be set up once all blocks of the kernel in front have begun, or else when they end.
+bool scan_set_up_first(const ScanForm& form);
 
 // Into what a batch in ScanOrder::Octets is best split, where that was measured (docs/performance.md): rounds of so
 // many images, one after the other; and a round into so many branches, whose scans may run side by side.

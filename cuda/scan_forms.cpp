@@ -223,6 +223,12 @@ ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device, bool ma
     return {};
 }
 
+// Relays have a multiprocessor each, or take all places there are, so that they do not crowd. With help, those of whole
+// columns lose all that it saves, which was not explained.
+bool scan_set_up_first(const ScanForm& form) {
+    return is_relay(form) && !(form.kind == ScanForm::Relay && form.helped);
+}
+
 std::vector<int> scan_rounds(const Scan& a, const DeviceProperties& device) {
     if (!device.warpgroup_products) return {a.batch};
     const int chip = chip_of(device);

@@ -763,7 +763,7 @@ void scan_relay(const Scan& a, const ScanForm& form, cudaStream_t stream) {
             launch("scan_relay", scan_relay_of<T, Rank, Half, Brief, Helped>,
                    {blocks_of(a, form), static_cast<unsigned>(form.warps * warp_size),
                     static_cast<std::size_t>(block_bytes(form.warps)), static_cast<unsigned>(a.directions),
-                    a.tokens <= early_relay_tokens || a.let_begin_last, Helped},
+                    a.tokens <= early_relay_tokens || a.set_up_early, Helped},
                    stream, a);
         });
     });

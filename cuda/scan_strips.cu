@@ -172,7 +172,7 @@ void scan_strips(const Scan& a, const ScanForm& form, cudaStream_t stream) {
         const int strips = a.batch * (a.channels / strip_channels);
         launch("scan_strips", scan_strips_of<T, Rank>,
                {blocks_for(strips, warps / a.directions), static_cast<unsigned>(warps * warp_size),
-                static_cast<std::size_t>(warps * Strip<T, Rank, parts_of_strip>::bytes), 1, a.let_begin_last},
+                static_cast<std::size_t>(warps * Strip<T, Rank, parts_of_strip>::bytes), 1, a.set_up_early},
                stream, a);
     });
 }

@@ -430,6 +430,7 @@ void check_before_scan(DType dtype, int width, const TokenRun& run, int batch, i
     const DeviceArray room(1003, DType::F32);
     a.zeros = static_cast<unsigned*>(room.data());
     a.zeros_count = 999;
+    a.lets_begin_first = tokens % 2 == 1;
     CHECK(before_scan_takes(a, find_device(0)));
     before_scan(a, nullptr);
     require(cudaGetLastError());

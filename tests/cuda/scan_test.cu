@@ -428,6 +428,14 @@ TEST(helpers_are_taken_where_they_were_measured) {
     CHECK(!helped(1, 6085, 384, 16, 3042));  // one token alone is wanted
 }
 
+TEST(relays_are_set_up_first_but_for_whole_columns_with_help) {
+    CHECK(scan_set_up_first({ScanForm::Relay, 0, 12}));
+    CHECK(scan_set_up_first({ScanForm::Halves, 0, 12, true}));
+    CHECK(!scan_set_up_first({ScanForm::Relay, 0, 12, true}));
+    CHECK(!scan_set_up_first({ScanForm::Strips}));
+    CHECK(!scan_set_up_first({ScanForm::Octets, 0, 16}));
+}
+
 TEST(forms_are_taken_where_they_were_measured) {
     const DeviceProperties hopper = measured_device();
     const auto form_of = [&](int batch, int tokens, int channels, int rank) {
