@@ -223,8 +223,8 @@ ScanForm choose_scan_form(const Scan& a, const DeviceProperties& device, bool ma
     return {};
 }
 
-// Relays have a multiprocessor each, or take all places there are, so that they do not crowd. With help, those of whole
-// columns lose all that it saves, which was not explained.
+// Relays have a multiprocessor each, or take all places there are, so that they do not crowd. But with help, those of
+// whole columns lose a quarter of what it saves, or all, which was not explained.
 bool scan_set_up_first(const ScanForm& form) {
     return is_relay(form) && !(form.kind == ScanForm::Relay && form.helped);
 }
