@@ -516,19 +516,13 @@ private:
         const ValueId x = scan_.input(0);
         place_merged(x, lowering_.read(x).buffer == x_.buffer && may_overwrite(lowering_, node_, x));
     }
-    // Where x is never stored: with `may_take_z` in the place of z, as whoever writes a token's result has read its z.
+    // Where x is never stored: with `may_take_z` in the place of z, as whoever writes a token's result has read its z,
+    // but where that is slower.
     void merge_over_z(bool may_take_z) {
         const ValueId z = merge_->input(merge_->input_count() - 1);
-        place_merged(z, may_take_z && !share_lines(step_.form, step_.fixed) &&
+        place_merged(z, may_take_z && scan_merges_over_z(step_.fixed, step_.form) &&
                             lowering_.read(z).buffer == step_.z.buffer &&
                             lowering_.feeds_next(node_, z, "gated_merge"));
-    }
-    // Whether full blocks of octets share lines of memory, of 64 channels. Of many tokens, results in the place of z
-    // then make them 3% to 4% slower.
-    static bool share_lines(const ScanForm& form, const Scan& a) {
-        constexpr int few_tokens = 800, line_channels = 64;
-        const int channels = form.warps / a.directions * column_channels;
-        return form.kind == ScanForm::Octets && channels % line_channels != 0 && a.tokens > few_tokens;
     }
     void place_merged(ValueId over, bool in_place) {
         const ValueId merged = merge_->output(0);

@@ -110,6 +110,9 @@ std::vector<ScanForm> scan_forms(const Scan& a, const DeviceProperties& device);
 // Whether a form had better be set up once all blocks of the kernel in front have begun, or else when they end.
 bool scan_set_up_first(const ScanForm& form);
 
+// Whether a form is no slower for its results in the place of z.
+bool scan_merges_over_z(const Scan& a, const ScanForm& form);
+
 // Into what a batch in ScanOrder::Octets is best split, where that was measured (docs/performance.md): rounds of so
 // many images, one after the other; and a round into so many branches, whose scans may run side by side.
 std::vector<int> scan_rounds(const Scan& a, const DeviceProperties& device);

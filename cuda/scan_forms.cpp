@@ -229,6 +229,13 @@ bool scan_set_up_first(const ScanForm& form) {
     return is_relay(form) && !(form.kind == ScanForm::Relay && form.helped);
 }
 
+// Full blocks of octets that share lines of memory take 3% to 4% longer with them there, of many tokens.
+bool scan_merges_over_z(const Scan& a, const ScanForm& form) {
+    constexpr int short_walk = 800, line_channels = 64;
+    const int block_channels = form.warps / a.directions * column_channels;
+    return form.kind != ScanForm::Octets || block_channels % line_channels == 0 || a.tokens <= short_walk;
+}
+
 std::vector<int> scan_rounds(const Scan& a, const DeviceProperties& device) {
     if (!device.warpgroup_products) return {a.batch};
     const int chip = chip_of(device);

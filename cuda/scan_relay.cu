@@ -755,8 +755,8 @@ std::size_t scan_relay_zeros(const Scan& a, const ScanForm& form) {
     return form.helped ? HelperRoom::progress_bytes(units_of(a, form) * a.directions) : 0;
 }
 
-// Set up early, a relay begins sooner. But where the kernel in front has many blocks and lets it begin with its first
-// ones, relays crowd on the multiprocessors that come free: one image of B at 1248² takes 2% longer then.
+// Set up early, a relay begins sooner. But the convolution of many tokens has many blocks and lets it begin with its
+// first ones, and relays crowd on the multiprocessors that come free: one image of B at 1248² takes 2% longer then.
 void scan_relay(const Scan& a, const ScanForm& form, cudaStream_t stream) {
     with_rank(a, [&]<typename T, int Rank>() {
         with_legs(form, [&]<bool Half, bool Brief, bool Helped>() {

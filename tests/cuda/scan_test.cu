@@ -436,6 +436,18 @@ TEST(relays_are_set_up_first_but_for_whole_columns_with_help) {
     CHECK(!scan_set_up_first({ScanForm::Octets, 0, 16}));
 }
 
+TEST(full_blocks_that_share_lines_merge_beside_z) {
+    Scan a;
+    a.tokens = 1025;
+    CHECK(!scan_merges_over_z(a, {ScanForm::Octets, 0, 12}));
+    CHECK(scan_merges_over_z(a, {ScanForm::Octets, 0, 16}));
+    CHECK(scan_merges_over_z(a, {ScanForm::Octets}));
+    CHECK(scan_merges_over_z(a, {ScanForm::Strips, 0, 12}));
+    CHECK(scan_merges_over_z(a, {ScanForm::Relay, 0, 12}));
+    a.tokens = 577;
+    CHECK(scan_merges_over_z(a, {ScanForm::Octets, 0, 12}));
+}
+
 TEST(forms_are_taken_where_they_were_measured) {
     const DeviceProperties hopper = measured_device();
     const auto form_of = [&](int batch, int tokens, int channels, int rank) {
