@@ -271,7 +271,8 @@ TEST(octets_order_where_one_token_is_wanted) {
             check_scan(s);
         }
     };
-    for (const int tokens : {1, 7, 8, 9, 31, 64, 129, 509}) check_all({1, tokens, 32, 16, 16, DType::F16});
+    // Of many channels, as a few values of one token may be rounded badly by chance.
+    for (const int tokens : {1, 7, 8, 9, 31, 64, 129, 509}) check_all({1, tokens, 144, 16, 16, DType::F16});
     for (const int rank : {32, 48}) check_all({2, 197, 48, 16, rank, DType::BF16});
     check_all({2, 130, 48, 16, 16, DType::F16, 1});
     check_scan({2, 150, 80, 16, 16, DType::F16, 2, true, true, ScanOrder::Rows, 74});
