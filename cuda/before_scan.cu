@@ -3,10 +3,10 @@
 // A block owns a run of octets of an image. It normalises the run's tokens, with three before and behind them, and
 // keeps them in shared memory. Three warpgroups then take the channels in turn, 64 at a time: a product has channels as
 // rows and tokens as columns, in an order such that a lane has of two channels a quarter of the run's tokens, one
-// behind the other, and the three before and behind them. So it has in registers whatever it convolves. c of both
-// directions goes to shared memory, and from there to memory as the scan takes it. z's products are computed while the
-// other groups come to an end with theirs; then all warps add up x_proj's products with the channels of all groups,
-// each some features of some octets. Weights come by bulk copies, some slots ahead.
+// behind the other; the three before and behind them come from the lanes beside it. So it has in registers whatever it
+// convolves. c of both directions goes to shared memory, and from there to memory as the scan takes it. z's products
+// are computed while the other groups come to an end with theirs; then all warps add up x_proj's products with the
+// channels of all groups, each some features of some octets. Weights come by bulk copies, some slots ahead.
 //
 // Where runs are few, the blocks of a cluster share out a run's channels. Each normalises the run's tokens; what x_proj
 // adds up of an octet goes to the block that stores it. With as few as that, they may also compute the residual's sums
@@ -55,19 +55,18 @@ struct Sizes {
     static_assert(Z == ZBy::All || (Z == ZBy::Third ? Cluster % 3 == 0 : Cluster % 2 == 0 && !Adds));
     // Of a group, for weights, and the panels of each. Smaller ones keep copies under way where there is little room,
     // and cost more meetings of a group where there is enough.
-    static constexpr int slots = Width == 192 ? 3 : octets == 12 ? 5 : 4;
+    static constexpr int slots = Width == 192 ? 3 : Width == 768 || octets == 12 ? 5 : 4;
     static constexpr int slot_panels = Width == 192 || octets > 9 ? 1 : 2;
 
     static constexpr int channels = 2 * Width;
     static constexpr int slabs = channels / slab_channels;
     static constexpr int rounds = slabs / groups / x_blocks;  // of a block, and of one of z alone
     static constexpr int z_rounds = 2 * rounds;
-    // A quarter's pairs of tokens are as many as octets of all quarters. With the halo it has 2 blocks tokens.
+    // A quarter's pairs of tokens are as many as octets of all quarters: each is a lane's part of a block of eight
+    // columns. The last block is the run's halo, which x alone needs.
     static constexpr int pairs = octets;
-    static constexpr int blocks = pairs + halo;
-    static constexpr int rows = quarters * 2 * blocks;
-    // z needs no halo: of its rows' blocks the first and the last are left out, but where that spills registers.
-    static constexpr int skipped = Width == 192 && octets == 13 ? 0 : 1;
+    static constexpr int blocks = pairs + 1;
+    static constexpr int tokens = quarters * 2 * pairs, rows = quarters * 2 * blocks;
     static constexpr int depth = weight_depth(Width), weight_bytes = warpgroup_rows * depth * 2;  // of a panel
     static constexpr int slot_bytes = slot_panels * weight_bytes;
     static constexpr int copies = Width / depth / slot_panels;  // of weights for a slab's x, or z
@@ -93,7 +92,7 @@ struct Sizes {
     static constexpr int c_bytes = 2 * c_direction_bytes;
 
     static constexpr bool adds = Adds;
-    static constexpr int summed_rows = octets * octet_tokens + 2 * halo;
+    static constexpr int summed_rows = tokens + 2 * halo;
     template <typename T>
     using Out = OutProjection<T, Width, summed_rows, cluster, warps>;
     static constexpr int out_bytes = std::max(Out<__half>::weight_bytes, Out<__half>::parts_bytes);
@@ -125,7 +124,7 @@ template <typename T, int Width, int Octets, int Cluster, ZBy Z, bool Adds>
 class Run {
     using S = Sizes<Width, Octets, Cluster, Z, Adds>;
     using Sums = float[S::blocks][4];
-    using SumsOfZ = float[S::blocks - 2 * S::skipped][4];
+    using SumsOfZ = float[S::pairs][4];
 
 public:
     // `first`: octet. `part`: of the run's channels, by the blocks that compute x, or with `of_z` z alone.
@@ -144,17 +143,27 @@ public:
           c_(shared + S::c + group_ * S::c_bytes + warp_ * 2 * S::octets * block_bytes),
           barriers_(shared + S::barriers + group_ * S::slots * 8) {}
 
-    __device__ void take() {
-        begin();
+    // What is in front of the products of x and of z. With a copy of it in each of the two functions behind it, the
+    // code of a kernel for few tokens would not stay in the instruction cache (docs/performance.md).
+    __device__ void prepare() {
+        if constexpr (S::adds) {
+            add_out_proj();
+        } else {
+            begin_copies();
+            wait_for_predecessor();
+        }
+        if (Z == ZBy::Third && of_z_) arrive_empty_handed();
         if (blockIdx.x == 0) {
             for (int i = static_cast<int>(threadIdx.x); i < a_.zeros_count; i += threads) a_.zeros[i] = 0;
         }
         normalise();
         show_to_products();
         __syncthreads();
+    }
+    __device__ void take() {
         for (int round = 0; round < S::rounds; ++round) {
             Sums x;
-            multiply<0>(x);
+            multiply(x);
             if (round > 0) wait_at(c_is_read(), round % 2 ^ 1);
             convolve(round, x);
             arrive_at(c_is_there());
@@ -165,7 +174,7 @@ public:
                 if (round + 1 == S::rounds) arrive_empty_handed();
             } else {
                 SumsOfZ z;
-                multiply<S::skipped>(z);
+                multiply(z);
                 if (S::x_blocks > 1 && round + 1 == S::rounds) arrive_empty_handed();
                 store_z(round, z);
             }
@@ -183,14 +192,9 @@ public:
     }
     // z alone.
     __device__ void take_z() {
-        begin();
-        if constexpr (Z == ZBy::Third) arrive_empty_handed();
-        normalise();
-        show_to_products();
-        __syncthreads();
         for (int round = 0; round < S::z_rounds; ++round) {
             SumsOfZ z;
-            multiply<S::skipped>(z);
+            multiply(z);
             store_z(round, z);
         }
         if constexpr (Z == ZBy::Third) wait_for_cluster();
@@ -214,14 +218,6 @@ private:
     // At which out_proj's do.
     __device__ unsigned sums_barrier() const { return shared_ + S::sums_barrier; }
 
-    __device__ void begin() {
-        if constexpr (S::adds) {
-            add_out_proj();
-        } else {
-            begin_copies();
-            wait_for_predecessor();
-        }
-    }
     // Weights do not depend on the kernels before.
     __device__ void begin_copies() {
         if (threadIdx.x == 0) begin_barrier(c_is_there(), threads), begin_barrier(c_is_read(), threads);
@@ -278,7 +274,8 @@ private:
 
     // The run's rows to shared memory; zeros where there is no token. A warp takes two tokens, which are neighbours in
     // memory and in rows 2 pair and one on: of the sums' columns 8 j + 2 q and one on, which lane q has, tokens 2 j and
-    // one on of quarter q with its halo. All are fetched at once, for what a warp waits for most is memory.
+    // one on of quarter q; of the last block, of the run's halo (edge_row()). All are fetched at once, for what a warp
+    // waits for most is memory.
     static constexpr int fours = Width / 4, packs = 2 * fours / warp_size;  // of a pair
     static constexpr int period = std::max(3, fours / warp_size);           // packs that many on have the same columns
     static_assert(packs % period == 0);
@@ -288,16 +285,21 @@ private:
         static_assert(warps % quarters == 0);
         const int warp = group_ * group_warps + warp_;
         const int quarter = warp % quarters;
-        const int first_row = quarter * 2 * S::pairs + warp / quarters * 2;  // of those with the run's halo
-        const int first = first_ * octet_tokens - halo + first_row;
-        constexpr int step = 2 * warps / quarters;  // tokens from pair to pair
+        constexpr int warp_blocks = warps / quarters;  // from a warp's pair to its next
+        const int block = warp / quarters;
+        const int first_row = halo + (quarter * S::pairs + block) * 2;  // of those with the run's halo
+        const int edge = edge_row(quarter) - (first_row + S::pairs / warp_blocks * warp_blocks * 2);
+        const auto row_of = [&](int pair) {
+            const bool at_edge = pair == S::pairs / warp_blocks && block == S::pairs % warp_blocks;
+            return first_row + pair * warp_blocks * 2 + (at_edge ? edge : 0);
+        };
+        const int first = first_ * octet_tokens - halo;
         const float* from = a_.out.residual + (static_cast<std::int64_t>(image_) * tokens() + first) * Width;
-        const auto load = [&](int pair, int four, float(&to)[4]) {
+        const auto load = [&](int row, int four, float(&to)[4]) {
             if constexpr (S::adds) {
-                const int row = first_row + pair * step + four / fours;
-                load_four(shared_ + row * S::template Out<T>::sum_row + four % fours * 16, to);
+                load_four(shared_ + (row + four / fours) * S::template Out<T>::sum_row + four % fours * 16, to);
             } else {
-                load_floats(from + pair * step * Width + four * 4, to);
+                load_floats(from + row * Width + four * 4, to);
             }
         };
         float weight[period][4];
@@ -312,13 +314,14 @@ private:
             float values[at_once][packs][4] = {};
 #pragma unroll
             for (int i = 0; i < at_once; ++i) {
+                const int row = row_of(begin + i);
 #pragma unroll
                 for (int p = 0; p < packs; ++p) {
                     const int four = p * warp_size + lane_.index;
-                    const int token = first + (begin + i) * step + four / fours;
+                    const int token = first + row + four / fours;
                     if (warp + (begin + i) * warps < pairs &&
                         static_cast<unsigned>(token) < static_cast<unsigned>(tokens()))
-                        load(begin + i, four, values[i][p]);
+                        load(row, four, values[i][p]);
                 }
             }
             if constexpr (S::adds) {
@@ -333,6 +336,11 @@ private:
                 normalise_pair(values[i], weight, place, (begin + i) * 2 * warps * slab_row_bytes);
             }
         }
+    }
+    // Of the run's halo, the first of two rows for lane q: the first and the second behind the run, the second and the
+    // third, the third and the second in front of it, the second and the first.
+    __device__ static int edge_row(int q) {
+        return q < 2 ? halo + S::tokens + q : q - 2;
     }
     // What all pairs have in common: the norm's weights, and where the packs of a warp's first pair belong, whose rows
     // are `first_row` and the next.
@@ -374,9 +382,9 @@ private:
         }
     }
 
-    // The next 64 channels of rows from 8 `First` on. Slots are filled again as soon as they may be, or where they are
-    // enough for all weights of a slab, at once.
-    template <int First, int Blocks>
+    // The next 64 channels of the first rows. Slots are filled again as soon as they may be, or where they are enough
+    // for all weights of a slab, at once.
+    template <int Blocks>
     __device__ void multiply(float (&sum)[Blocks][4]) {
         constexpr bool at_once = S::slots == S::copies;
         if (at_once) {
@@ -394,8 +402,7 @@ private:
             for (int panel = 0; panel < S::slot_panels; ++panel) {
                 const int column = (copy * S::slot_panels + panel) * S::depth;
                 const auto left = panel_at<S::depth>(slots_ + slot * S::slot_bytes + panel * S::weight_bytes);
-                const auto right = panel_at<panel_depth>(shared_ + column / panel_depth * S::panel_bytes +
-                                                         First * 8 * slab_row_bytes) +
+                const auto right = panel_at<panel_depth>(shared_ + column / panel_depth * S::panel_bytes) +
                                    column % panel_depth / tile * panel_step;
                 begin_products<T, S::depth>(sum, left, right, column > 0);
             }
@@ -429,7 +436,7 @@ private:
         return slab(round) * (slab_channels / column_channels) + warp_;
     }
 
-    // A token of the lane's quarter, its halo's first, of row i.
+    // Token t of the lane's quarter, of row i.
     template <int Blocks>
     __device__ static float token(const float (&sum)[Blocks][4], int i, int t) {
         return sum[t / 2][2 * i + t % 2];
@@ -443,9 +450,8 @@ private:
                    column(round) * column_channels * 2 + lane_.q * 8;
 #pragma unroll
         for (int p = 0; p < S::pairs; ++p) {
-            const int t = halo + 2 * (p - S::skipped);
-            const uint2 values{transpose(pack_two<T>(token(z, 0, t), token(z, 0, t + 1))),
-                               transpose(pack_two<T>(token(z, 1, t), token(z, 1, t + 1)))};
+            const uint2 values{transpose(pack_two<T>(token(z, 0, 2 * p), token(z, 0, 2 * p + 1))),
+                               transpose(pack_two<T>(token(z, 1, 2 * p), token(z, 1, 2 * p + 1)))};
             store_if(first + 2 * p < tokens(), to + 2 * p * row_bytes, values);
         }
     }
@@ -471,6 +477,35 @@ private:
         return c_ + direction * S::c_direction_bytes;
     }
 
+    // The lane's tokens of a row, with those on either side of its quarter.
+    struct Row {
+        const Sums& x;
+        int i;
+        float before[halo], behind[halo];  // the nearest token first
+        __device__ float operator[](int t) const {
+            if (t < 0) return before[-1 - t];
+            return t < 2 * S::pairs ? token(x, i, t) : behind[t - 2 * S::pairs];
+        }
+    };
+    // What lies on either side comes from the lanes that have the quarters there; of the first quarter what is before,
+    // from the last lane, and of the last one what is behind, from the first. These have two tokens of the run's halo
+    // each, and get the third from the lane beside (edge_row()).
+    __device__ Row row_with_halo(const Sums& x, int i) const {
+        const int q = lane_.q;
+        const auto from = [](float value, int lane) { return __shfl_sync(all_lanes, value, lane, quarters); };
+        const float first = x[S::pairs][2 * i], second = x[S::pairs][2 * i + 1];
+        const float third = from(q == 1 ? second : first, q ^ 1);
+        const float outer_before[halo] = {second, first, third}, outer_behind[halo] = {first, second, third};
+        Row row{x, i};
+#pragma unroll
+        for (int k = 0; k < halo; ++k) {
+            const float last = token(x, i, 2 * S::pairs - 1 - k);
+            row.before[k] = from(q == quarters - 1 ? outer_before[k] : last, (q + quarters - 1) % quarters);
+            row.behind[k] = from(q == 0 ? outer_behind[k] : token(x, i, k), (q + 1) % quarters);
+        }
+        return row;
+    }
+
     // c of both directions, to shared memory.
     __device__ void convolve(int round, const Sums& x) const {
         const CausalConv& conv = a_.behind.conv;
@@ -485,10 +520,10 @@ private:
 #pragma unroll
         for (int p = 0; p < 4; ++p) place[p] = place_of_pair(p);
 #pragma unroll
-        for (int p = 0; p < S::pairs; ++p) {
+        for (int i = 0; i < 2; ++i) {
+            const Row row = row_with_halo(x, i);
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                // The pair's tokens are t + 3 and t + 4.
+            for (int p = 0; p < S::pairs; ++p) {
                 const int t = 2 * p;
                 float c[4];
 #pragma unroll
@@ -496,8 +531,8 @@ private:
                     c[k] = forward[i].bias, c[2 + k] = backward[i].bias;
 #pragma unroll
                     for (int j = 0; j < taps; ++j) {
-                        c[k] = fmaf(forward[i].tap[j], token(x, i, t + k + j), c[k]);
-                        c[2 + k] = fmaf(backward[i].tap[j], token(x, i, t + k + 2 * halo - j), c[2 + k]);
+                        c[k] = fmaf(forward[i].tap[j], row[t + k + j - halo], c[k]);
+                        c[2 + k] = fmaf(backward[i].tap[j], row[t + k + halo - j], c[2 + k]);
                     }
                 }
                 for (float& value : c) value = silu_of_half(value);
@@ -705,6 +740,7 @@ __global__ void __launch_bounds__(threads, 1) before_scan_of(const __grid_consta
     }
     Run<T, Width, Octets, Cluster, Z, Adds> run(a, index / runs, index % runs * Octets, part, of_z,
                                                 shared_address(shared));
+    run.prepare();
     if (of_z) {
         run.take_z();
     } else {

@@ -35,7 +35,8 @@ constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std:
 }
 
 #define VIMRT_SUM(j) "+f"(sum[j][0]), "+f"(sum[j][1]), "+f"(sum[j][2]), "+f"(sum[j][3])
-#define VIMRT_SUMS_4 VIMRT_SUM(0), VIMRT_SUM(1), VIMRT_SUM(2), VIMRT_SUM(3)
+#define VIMRT_SUMS_3 VIMRT_SUM(0), VIMRT_SUM(1), VIMRT_SUM(2)
+#define VIMRT_SUMS_4 VIMRT_SUMS_3, VIMRT_SUM(3)
 #define VIMRT_SUMS_5 VIMRT_SUMS_4, VIMRT_SUM(4)
 #define VIMRT_SUMS_6 VIMRT_SUMS_5, VIMRT_SUM(5)
 #define VIMRT_SUMS_7 VIMRT_SUMS_6, VIMRT_SUM(6)
@@ -45,9 +46,8 @@ constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std:
 #define VIMRT_SUMS_12 VIMRT_SUMS_10, VIMRT_SUM(10), VIMRT_SUM(11)
 #define VIMRT_SUMS_13 VIMRT_SUMS_12, VIMRT_SUM(12)
 #define VIMRT_SUMS_14 VIMRT_SUMS_13, VIMRT_SUM(13)
-#define VIMRT_SUMS_15 VIMRT_SUMS_14, VIMRT_SUM(14)
-#define VIMRT_SUMS_16 VIMRT_SUMS_15, VIMRT_SUM(15)
-#define VIMRT_16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define VIMRT_12 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11"
+#define VIMRT_16 VIMRT_12 ",%12,%13,%14,%15"
 #define VIMRT_20 VIMRT_16 ",%16,%17,%18,%19"
 #define VIMRT_24 VIMRT_20 ",%20,%21,%22,%23"
 #define VIMRT_28 VIMRT_24 ",%24,%25,%26,%27"
@@ -57,8 +57,6 @@ constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std:
 #define VIMRT_48 VIMRT_40 ",%40,%41,%42,%43,%44,%45,%46,%47"
 #define VIMRT_52 VIMRT_48 ",%48,%49,%50,%51"
 #define VIMRT_56 VIMRT_52 ",%52,%53,%54,%55"
-#define VIMRT_60 VIMRT_56 ",%56,%57,%58,%59"
-#define VIMRT_64 VIMRT_60 ",%60,%61,%62,%63"
 
 // The instruction for so many columns; behind the sums' operands are those of left, right and add.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -71,6 +69,7 @@ constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std:
 #define VIMRT_PRODUCT(...) static_cast<void>(0)
 #endif
 #define VIMRT_PRODUCTS(type)                                                                           \
+    if constexpr (Blocks == 3) VIMRT_PRODUCT(type, "24", VIMRT_12, "12", "13", "14", VIMRT_SUMS_3);    \
     if constexpr (Blocks == 4) VIMRT_PRODUCT(type, "32", VIMRT_16, "16", "17", "18", VIMRT_SUMS_4);    \
     if constexpr (Blocks == 5) VIMRT_PRODUCT(type, "40", VIMRT_20, "20", "21", "22", VIMRT_SUMS_5);    \
     if constexpr (Blocks == 6) VIMRT_PRODUCT(type, "48", VIMRT_24, "24", "25", "26", VIMRT_SUMS_6);    \
@@ -80,16 +79,14 @@ constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std:
     if constexpr (Blocks == 10) VIMRT_PRODUCT(type, "80", VIMRT_40, "40", "41", "42", VIMRT_SUMS_10);  \
     if constexpr (Blocks == 12) VIMRT_PRODUCT(type, "96", VIMRT_48, "48", "49", "50", VIMRT_SUMS_12);  \
     if constexpr (Blocks == 13) VIMRT_PRODUCT(type, "104", VIMRT_52, "52", "53", "54", VIMRT_SUMS_13); \
-    if constexpr (Blocks == 14) VIMRT_PRODUCT(type, "112", VIMRT_56, "56", "57", "58", VIMRT_SUMS_14); \
-    if constexpr (Blocks == 15) VIMRT_PRODUCT(type, "120", VIMRT_60, "60", "61", "62", VIMRT_SUMS_15); \
-    if constexpr (Blocks == 16) VIMRT_PRODUCT(type, "128", VIMRT_64, "64", "65", "66", VIMRT_SUMS_16)
+    if constexpr (Blocks == 14) VIMRT_PRODUCT(type, "112", VIMRT_56, "56", "57", "58", VIMRT_SUMS_14)
 
 // Begins sum[j] = (or, with `add`, +=) left right^T over a depth of 16: of 64 rows of the left side and 8 Blocks of the
 // right one, in fp32. Warp w of the group has rows 16 w to 16 w + 15; of columns 8 j to 8 j + 7 its lanes have what
 // they have of a sum in multiply_add().
 template <typename T, int Blocks>
 __device__ void begin_product(float (&sum)[Blocks][4], std::uint64_t left, std::uint64_t right, int add) {
-    static_assert((Blocks >= 4 && Blocks <= 10) || (Blocks >= 12 && Blocks <= 16));
+    static_assert((Blocks >= 3 && Blocks <= 10) || (Blocks >= 12 && Blocks <= 14));
     if constexpr (std::is_same_v<T, __half>) {
         VIMRT_PRODUCTS("f16");
     } else {
@@ -98,6 +95,7 @@ __device__ void begin_product(float (&sum)[Blocks][4], std::uint64_t left, std::
 }
 
 #undef VIMRT_SUM
+#undef VIMRT_SUMS_3
 #undef VIMRT_SUMS_4
 #undef VIMRT_SUMS_5
 #undef VIMRT_SUMS_6
@@ -108,8 +106,7 @@ __device__ void begin_product(float (&sum)[Blocks][4], std::uint64_t left, std::
 #undef VIMRT_SUMS_12
 #undef VIMRT_SUMS_13
 #undef VIMRT_SUMS_14
-#undef VIMRT_SUMS_15
-#undef VIMRT_SUMS_16
+#undef VIMRT_12
 #undef VIMRT_16
 #undef VIMRT_20
 #undef VIMRT_24
@@ -120,8 +117,6 @@ __device__ void begin_product(float (&sum)[Blocks][4], std::uint64_t left, std::
 #undef VIMRT_48
 #undef VIMRT_52
 #undef VIMRT_56
-#undef VIMRT_60
-#undef VIMRT_64
 #undef VIMRT_PRODUCT
 #undef VIMRT_PRODUCTS
 
