@@ -40,8 +40,7 @@ constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std:
 #define VIMRT_SUMS_5 VIMRT_SUMS_4, VIMRT_SUM(4)
 #define VIMRT_SUMS_6 VIMRT_SUMS_5, VIMRT_SUM(5)
 #define VIMRT_SUMS_7 VIMRT_SUMS_6, VIMRT_SUM(6)
-#define VIMRT_SUMS_8 VIMRT_SUMS_7, VIMRT_SUM(7)
-#define VIMRT_SUMS_9 VIMRT_SUMS_8, VIMRT_SUM(8)
+#define VIMRT_SUMS_9 VIMRT_SUMS_7, VIMRT_SUM(7), VIMRT_SUM(8)
 #define VIMRT_SUMS_10 VIMRT_SUMS_9, VIMRT_SUM(9)
 #define VIMRT_SUMS_12 VIMRT_SUMS_10, VIMRT_SUM(10), VIMRT_SUM(11)
 #define VIMRT_SUMS_13 VIMRT_SUMS_12, VIMRT_SUM(12)
@@ -51,8 +50,7 @@ constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std:
 #define VIMRT_20 VIMRT_16 ",%16,%17,%18,%19"
 #define VIMRT_24 VIMRT_20 ",%20,%21,%22,%23"
 #define VIMRT_28 VIMRT_24 ",%24,%25,%26,%27"
-#define VIMRT_32 VIMRT_28 ",%28,%29,%30,%31"
-#define VIMRT_36 VIMRT_32 ",%32,%33,%34,%35"
+#define VIMRT_36 VIMRT_28 ",%28,%29,%30,%31,%32,%33,%34,%35"
 #define VIMRT_40 VIMRT_36 ",%36,%37,%38,%39"
 #define VIMRT_48 VIMRT_40 ",%40,%41,%42,%43,%44,%45,%46,%47"
 #define VIMRT_52 VIMRT_48 ",%48,%49,%50,%51"
@@ -74,7 +72,6 @@ constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std:
     if constexpr (Blocks == 5) VIMRT_PRODUCT(type, "40", VIMRT_20, "20", "21", "22", VIMRT_SUMS_5);    \
     if constexpr (Blocks == 6) VIMRT_PRODUCT(type, "48", VIMRT_24, "24", "25", "26", VIMRT_SUMS_6);    \
     if constexpr (Blocks == 7) VIMRT_PRODUCT(type, "56", VIMRT_28, "28", "29", "30", VIMRT_SUMS_7);    \
-    if constexpr (Blocks == 8) VIMRT_PRODUCT(type, "64", VIMRT_32, "32", "33", "34", VIMRT_SUMS_8);    \
     if constexpr (Blocks == 9) VIMRT_PRODUCT(type, "72", VIMRT_36, "36", "37", "38", VIMRT_SUMS_9);    \
     if constexpr (Blocks == 10) VIMRT_PRODUCT(type, "80", VIMRT_40, "40", "41", "42", VIMRT_SUMS_10);  \
     if constexpr (Blocks == 12) VIMRT_PRODUCT(type, "96", VIMRT_48, "48", "49", "50", VIMRT_SUMS_12);  \
@@ -86,7 +83,7 @@ constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std:
 // they have of a sum in multiply_add().
 template <typename T, int Blocks>
 __device__ void begin_product(float (&sum)[Blocks][4], std::uint64_t left, std::uint64_t right, int add) {
-    static_assert((Blocks >= 3 && Blocks <= 10) || (Blocks >= 12 && Blocks <= 14));
+    static_assert(Blocks >= 3 && Blocks <= 14 && Blocks != 8 && Blocks != 11);
     if constexpr (std::is_same_v<T, __half>) {
         VIMRT_PRODUCTS("f16");
     } else {
@@ -100,7 +97,6 @@ __device__ void begin_product(float (&sum)[Blocks][4], std::uint64_t left, std::
 #undef VIMRT_SUMS_5
 #undef VIMRT_SUMS_6
 #undef VIMRT_SUMS_7
-#undef VIMRT_SUMS_8
 #undef VIMRT_SUMS_9
 #undef VIMRT_SUMS_10
 #undef VIMRT_SUMS_12
@@ -111,7 +107,6 @@ __device__ void begin_product(float (&sum)[Blocks][4], std::uint64_t left, std::
 #undef VIMRT_20
 #undef VIMRT_24
 #undef VIMRT_28
-#undef VIMRT_32
 #undef VIMRT_36
 #undef VIMRT_40
 #undef VIMRT_48
