@@ -152,7 +152,6 @@ public:
             begin_copies();
             wait_for_predecessor();
         }
-        if (Z == ZBy::Third && of_z_) arrive_empty_handed();
         if (blockIdx.x == 0) {
             for (int i = static_cast<int>(threadIdx.x); i < a_.zeros_count; i += threads) a_.zeros[i] = 0;
         }
@@ -192,6 +191,7 @@ public:
     }
     // z alone.
     __device__ void take_z() {
+        if constexpr (Z == ZBy::Third) arrive_empty_handed();
         for (int round = 0; round < S::z_rounds; ++round) {
             SumsOfZ z;
             multiply(z);
@@ -218,10 +218,13 @@ private:
     // At which out_proj's do.
     __device__ unsigned sums_barrier() const { return shared_ + S::sums_barrier; }
 
-    // Weights do not depend on the kernels before.
+    // Weights do not depend on the kernels before. Blocks of x and of z have code of their own for it, or racecheck
+    // takes a barrier's beginning and what is then expected there for a race.
+    __device__ void begin_copies() { of_z_ ? begin_copies<true>() : begin_copies<false>(); }
+    template <bool OfZ>
     __device__ void begin_copies() {
         if (threadIdx.x == 0) begin_barrier(c_is_there(), threads), begin_barrier(c_is_read(), threads);
-        if (S::x_blocks > 1 && threadIdx.x == 0 && !of_z_) {
+        if (S::x_blocks > 1 && threadIdx.x == 0 && !OfZ) {
             begin_barrier(inbox_barrier(), 1);
             expect_bytes(inbox_barrier(), S::x_blocks * own_octets() * S::octet_bytes);
         }
@@ -286,12 +289,11 @@ private:
         const int warp = group_ * group_warps + warp_;
         const int quarter = warp % quarters;
         constexpr int warp_blocks = warps / quarters;  // from a warp's pair to its next
-        const int block = warp / quarters;
-        const int first_row = halo + (quarter * S::pairs + block) * 2;  // of those with the run's halo
-        const int edge = edge_row(quarter) - (first_row + S::pairs / warp_blocks * warp_blocks * 2);
+        // Of those with the run's halo.
         const auto row_of = [&](int pair) {
-            const bool at_edge = pair == S::pairs / warp_blocks && block == S::pairs % warp_blocks;
-            return first_row + pair * warp_blocks * 2 + (at_edge ? edge : 0);
+            const int block = warp / quarters + pair * warp_blocks;
+            const bool may_be_last = pair == S::pairs / warp_blocks;
+            return may_be_last && block == S::pairs ? edge_row(quarter) : halo + (quarter * S::pairs + block) * 2;
         };
         const int first = first_ * octet_tokens - halo;
         const float* from = a_.out.residual + (static_cast<std::int64_t>(image_) * tokens() + first) * Width;
@@ -460,10 +462,12 @@ private:
     struct Filter {
         float tap[taps], bias;
     };
-    __device__ void load_filter(const float* all_taps, const float* biases, int channel, Filter& filter) const {
-#pragma unroll
-        for (int k = 0; k < taps; ++k) filter.tap[k] = all_taps[k * S::channels + channel] * 0.5F;
-        filter.bias = biases[channel] * 0.5F;
+    __device__ void load_filters(int channel, Filter& forward, Filter& backward) const {
+        const float* from = a_.filters + channel * before_scan_filter_floats;
+        load_floats(from + before_scan_filter_place(0, 0), forward.tap);
+        load_floats(from + before_scan_filter_place(1, 0), backward.tap);
+        const float2 biases = *reinterpret_cast<const float2*>(from + before_scan_filter_place(0, taps));
+        forward.bias = biases.x, backward.bias = biases.y;
     }
 
     // In shared memory c of 8 channels by 8 steps is a block, of an octet a direction's steps; by channels of a warp,
@@ -506,16 +510,13 @@ private:
         return row;
     }
 
-    // c of both directions, to shared memory.
+    // c of both directions, to shared memory. A tap is taken to two pairs of tokens in turn.
+    static constexpr int pairs_at_once = 2;
     __device__ void convolve(int round, const Sums& x) const {
-        const CausalConv& conv = a_.behind.conv;
         Filter forward[2], backward[2];
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int channel = column(round) * column_channels + channel_of_row(lane_.g, i);
-            load_filter(conv.forward_taps, conv.forward_bias, channel, forward[i]);
-            load_filter(conv.backward_taps, conv.backward_bias, channel, backward[i]);
-        }
+        for (int i = 0; i < 2; ++i)
+            load_filters(column(round) * column_channels + channel_of_row(lane_.g, i), forward[i], backward[i]);
         unsigned place[4];
 #pragma unroll
         for (int p = 0; p < 4; ++p) place[p] = place_of_pair(p);
@@ -523,23 +524,33 @@ private:
         for (int i = 0; i < 2; ++i) {
             const Row row = row_with_halo(x, i);
 #pragma unroll
-            for (int p = 0; p < S::pairs; ++p) {
-                const int t = 2 * p;
-                float c[4];
+            for (int first = 0; first < S::pairs; first += pairs_at_once) {
+                float c[pairs_at_once][4];
+                const int count = min(pairs_at_once, S::pairs - first);
 #pragma unroll
-                for (int k = 0; k < 2; ++k) {
-                    c[k] = forward[i].bias, c[2 + k] = backward[i].bias;
+                for (int direction = 0; direction < 2; ++direction) {
+                    const Filter& filter = direction == 0 ? forward[i] : backward[i];
+#pragma unroll
+                    for (int n = 0; n < count; ++n) c[n][2 * direction] = c[n][2 * direction + 1] = filter.bias;
 #pragma unroll
                     for (int j = 0; j < taps; ++j) {
-                        c[k] = fmaf(forward[i].tap[j], row[t + k + j - halo], c[k]);
-                        c[2 + k] = fmaf(backward[i].tap[j], row[t + k + halo - j], c[2 + k]);
+                        const int from = 2 * first + (direction == 0 ? j - halo : halo - j);
+#pragma unroll
+                        for (int k = 0; k < 2 * count; ++k) {
+                            float& sum = c[k / 2][2 * direction + k % 2];
+                            sum = fmaf(filter.tap[j], row[from + k], sum);
+                        }
                     }
                 }
-                for (float& value : c) value = silu_of_half(value);
-                const int at = (i * S::octets + p / 4) * block_bytes;
-                store_shared(own_c(0) + place[p % 4] + at, pack_two<T>(c[0], c[1]));
-                // Its steps begin with the last token.
-                store_shared(own_c(1) + (place[p % 4] ^ 12) + at, pack_two<T>(c[3], c[2]));
+#pragma unroll
+                for (int n = 0; n < count; ++n) {
+                    const int p = first + n;
+                    for (float& value : c[n]) value = silu_of_half(value);
+                    const int at = (i * S::octets + p / 4) * block_bytes;
+                    store_shared(own_c(0) + place[p % 4] + at, pack_two<T>(c[n][0], c[n][1]));
+                    // Its steps begin with the last token.
+                    store_shared(own_c(1) + (place[p % 4] ^ 12) + at, pack_two<T>(c[n][3], c[n][2]));
+                }
             }
         }
     }

@@ -22,7 +22,9 @@ struct BeforeScan {
     float eps = 0;
     const void* in_weight = nullptr;  // (4 width, width), in the order of before_scan_in_element()
     void* z = nullptr;                // (batch, tokens, 2 width)
-    ConvXProj behind;                 // weight: in the order of before_scan_x_proj_element(); x and run are not used
+    // Its weight is in the order of before_scan_x_proj_element(); x, taps and biases, and run are not used.
+    ConvXProj behind;
+    const float* filters = nullptr;  // (2 width, before_scan_filter_floats), places by before_scan_filter_place()
     int width = 0;
     unsigned* zeros = nullptr;  // to be written for the scan: zeros_count of them
     int zeros_count = 0;
@@ -42,6 +44,13 @@ struct DirectedElement {
     MatrixElement element;
 };
 DirectedElement before_scan_x_proj_element(int features, std::int64_t i);
+
+// Of a channel's part of BeforeScan::filters, which place has a direction's tap, or as the fifth its bias. They are
+// halved, as the kernel's SiLU wants its argument; two more numbers, for 16 bytes, are not read.
+constexpr int before_scan_filter_floats = 12;
+constexpr int before_scan_filter_place(int direction, int tap) {
+    return tap < 4 ? direction * 4 + tap : 8 + direction;
+}
 
 // What the kernel was made for: RMSNorm and 16-bit storage, widths of 192, 384 and 768, compute capability 9.0.
 bool before_scan_takes(const BeforeScan& a, const DeviceProperties& device);

@@ -154,6 +154,30 @@ const void* in_weight_before_scan(Lowering& lowering, const Weight& weight, DTyp
                            static_cast<std::size_t>(weight.shape.elements()) * size_of(dtype), fill);
 }
 
+// The convolutions' taps and biases of both directions in the order of before_scan().
+const float* filters_before_scan(Lowering& lowering, const Node& scan) {
+    const Weight* const of_taps[2] = {&scan.weight(forward_roles.conv_weight),
+                                      &scan.weight(backward_roles.conv_weight)};
+    const Weight* const of_bias[2] = {&scan.weight(forward_roles.conv_bias), &scan.weight(backward_roles.conv_bias)};
+    const std::int64_t channels = of_taps[0]->shape[0], taps = of_taps[0]->shape[-1];
+    const std::size_t floats = static_cast<std::size_t>(channels) * before_scan_filter_floats;
+    const auto fill = [&](void* out) {
+        auto* to = static_cast<float*>(out);
+        std::fill_n(to, floats, 0.0F);
+        for (std::int64_t channel = 0; channel < channels; ++channel, to += before_scan_filter_floats) {
+            for (const int direction : {0, 1}) {
+                for (std::int64_t tap = 0; tap <= taps; ++tap) {
+                    const float value = tap < taps ? cpu::weight_element(*of_taps[direction], channel * taps + tap)
+                                                   : cpu::weight_element(*of_bias[direction], channel);
+                    to[before_scan_filter_place(direction, static_cast<int>(tap))] = 0.5F * value;
+                }
+            }
+        }
+    };
+    const std::string key = "filters for before_scan of " + of_taps[0]->name + " and " + of_taps[1]->name;
+    return static_cast<const float*>(engine_constant(lowering, key, floats * sizeof(float), fill));
+}
+
 // dt_proj's weight as (channels, padded rank).
 const void* padded_dt_weight(Lowering& lowering, const Weight& weight, const Sizes& sizes, DType dtype) {
     const auto fill = [&](void* out) {
@@ -333,7 +357,8 @@ struct NodesBetween {
     int scan = -1;  // node
 };
 
-// Fills in those behind the norm, node `at`, where all that is between them is read by the next alone; else false.
+// Fills in those behind the norm, node `at`, where all that is between them is read by the next alone, and the scan's
+// directions have filters and projections of their own; else false.
 bool find_nodes_behind_norm(const Lowering& lowering, int at, NodesBetween& nodes) {
     if (nodes.norm->output_count() != 2 || !nodes.norm->is("norm", "rms") || nodes.norm->has_weight("bias") ||
         !lowering.feeds_next(at, nodes.norm->output(0), "linear"))
@@ -345,7 +370,8 @@ bool find_nodes_behind_norm(const Lowering& lowering, int at, NodesBetween& node
     nodes.scan = at + 1;
     nodes.z = split.output(1);
     const Node* merge = merge_behind(lowering, nodes.scan);
-    return merge != nullptr && merge->input(merge->input_count() - 1) == nodes.z;
+    return merge != nullptr && merge->input(merge->input_count() - 1) == nodes.z &&
+           lowering.node(nodes.scan).is("backward", "own");
 }
 
 // Those from node `node` on, an out_proj or the first norm, likewise.
@@ -388,6 +414,7 @@ public:
     int lower() {
         x_ = stored_as(lowering_, scan_.input(0), target_.dtype, true);
         describe_conv();
+        add_filters();
         describe();
         merge_over_x();
         choose();
@@ -414,6 +441,7 @@ public:
         if (step.fixed.run.octets == 0) return false;
         place_sum(nodes, step.out);
         step.fixed.in_weight = in_weight_before_scan(lowering_, nodes.in_proj->weight("weight"), target_.dtype);
+        step.fixed.filters = filters_before_scan(lowering_, scan_);
         place_front(nodes, step, true);
         fused_.weight = packed_x_proj(lowering_, scan_, sizes_, own_, target_.dtype, " for before_scan",
                                       [&](std::int64_t i) { return before_scan_x_proj_element(fused_.features, i); });
@@ -438,6 +466,7 @@ private:
         if (step.fixed.run.octets == 0) return false;
         step.fixed.shared_bytes = between_scans_shared_bytes(step.fixed, target_.device);
         place_sum(nodes, step.out);
+        add_filters();
         step.fixed.in_weight = matrix(lowering_, nodes.in_proj->weight("weight"), target_.dtype);
         place_front(nodes, step, false);
         fused_.weight = x_proj_by_rows(lowering_, scan_, sizes_, own_, true, target_.dtype);
@@ -534,18 +563,21 @@ private:
         conv_.x = x_;
         CausalConv& a = conv_.fixed;
         a.x_stride = x_.row_stride;
-        a.forward_taps = transposed(lowering_, scan_.weight(forward_roles.conv_weight), sizes_.width);
-        a.forward_bias = float_vector(lowering_, scan_.weight(forward_roles.conv_bias));
-        if (own_) {
-            a.backward_taps = transposed(lowering_, scan_.weight(backward_roles.conv_weight), sizes_.width);
-            a.backward_bias = float_vector(lowering_, scan_.weight(backward_roles.conv_bias));
-        }
         const Shape shape = lowering_.value(scan_.input(0)).shape;
         a.batch = static_cast<int>(shape[0]);
         a.tokens = static_cast<int>(shape[1]);
         a.channels = static_cast<int>(shape[2]);
         a.width = static_cast<int>(sizes_.width);
         a.dtype = target_.dtype;
+    }
+    // For kernels other than before_scan(), which has them in an order of its own.
+    void add_filters() {
+        CausalConv& a = conv_.fixed;
+        a.forward_taps = transposed(lowering_, scan_.weight(forward_roles.conv_weight), sizes_.width);
+        a.forward_bias = float_vector(lowering_, scan_.weight(forward_roles.conv_bias));
+        if (!own_) return;
+        a.backward_taps = transposed(lowering_, scan_.weight(backward_roles.conv_weight), sizes_.width);
+        a.backward_bias = float_vector(lowering_, scan_.weight(backward_roles.conv_bias));
     }
 
     // Whether one kernel does convolution and projection, which leaves c in octets' order, and the scan's form.

@@ -374,8 +374,7 @@ double time_of_runs(const ConvXProj& a, const TokenRun& run, const DevicePropert
 
 bool conv_x_proj_takes(const ConvXProj& a) {
     const CausalConv& conv = a.conv;
-    return conv.dtype != DType::F32 && conv.width == width && conv.backward_taps != nullptr &&
-           conv.channels % slab == 0 && conv.x_stride % 8 == 0 &&
+    return conv.dtype != DType::F32 && conv.width == width && conv.channels % slab == 0 && conv.x_stride % 8 == 0 &&
            (a.features == 48 || a.features == 64 || a.features == 80);
 }
 

@@ -125,6 +125,23 @@ struct Convolution {
         return c;
     }
 
+    // Taps and biases as before_scan() takes them.
+    std::vector<double> before_scan_filters() const {
+        std::vector<double> filters(product({a.channels, before_scan_filter_floats}));
+        for (int i = 0; i < a.channels; ++i) {
+            for (const int direction : {0, 1}) {
+                const auto put = [&](int tap, double value) {
+                    filters[product({i, before_scan_filter_floats}) + before_scan_filter_place(direction, tap)] =
+                        value / 2;
+                };
+                for (int tap = 0; tap < a.width; ++tap)
+                    put(tap, taps[product({direction * a.width + tap, a.channels}) + i]);
+                put(a.width, bias[product({direction, a.channels}) + i]);
+            }
+        }
+        return filters;
+    }
+
     // Before SiLU.
     double sum(std::size_t i) const {
         const bool back = i >= half;
@@ -422,11 +439,15 @@ void check_before_scan(DType dtype, int width, const TokenRun& run, int batch, i
         x_proj.push_back(front.x_proj[static_cast<std::size_t>(
             (direction * front.features + element.row) * front.inner + element.column)]);
     }
-    const DeviceArray device_in(in_weight, dtype), device_x_proj(x_proj, dtype);
+    const DeviceArray device_in(in_weight, dtype), device_x_proj(x_proj, dtype),
+        device_filters(front.convolution.before_scan_filters(), DType::F32);
     BeforeScan a;
     if (adds) addition.describe(a.out);
     a.adds = adds;
     front.describe(a, device_in, device_x_proj);
+    a.filters = device_filters.floats();
+    a.behind.conv.forward_taps = a.behind.conv.backward_taps = nullptr;
+    a.behind.conv.forward_bias = a.behind.conv.backward_bias = nullptr;
     a.run = run;
     const DeviceArray room(1003, DType::F32);
     a.zeros = static_cast<unsigned*>(room.data());
