@@ -267,9 +267,12 @@ public:
         in_ = at(Rank);
         out_ = at(Rank + octet_states);
     }
-    // Begins to read its z, which turn_z() makes ready, and the other direction's y.
-    __device__ void fetch_gate(int octet) {
+    // Begins to read its z, which turn_z() makes ready.
+    __device__ void fetch_z(int octet) {
         z_values_ = Values::at(row_in(z_, own_token(octet), a_.z_stride));
+    }
+    // The same of the other direction's y.
+    __device__ void fetch_other(int octet) {
         if (a_.directions == 2) other_values_ = Values::at(row_in(other_y_, octet, octet_elements));
     }
 

@@ -58,11 +58,15 @@ public:
         find_decays(0, decay_);
     }
 
-    // Takes so many octets.
+    // Begins to read z of the octet at hand, before others are merged: z does not depend on the other direction.
+    __device__ void fetch_z() {
+        column_.fetch_z(at_);
+    }
+    // Takes so many octets; to merge them, behind fetch_z().
     template <Part part>
     __device__ void take(int count) {
         if (count <= 0) return;
-        if constexpr (part == Part::Merged) column_.fetch_gate(at_);
+        if constexpr (part == Part::Merged) column_.fetch_other(at_);
 #pragma unroll 1
         for (; count > 0; --count) take_octet<part>();
     }
@@ -172,7 +176,7 @@ private:
             gate[i][j] = column_.gate(i, j);
             start_[i][j] += column_.other(i, j);
         }
-        if (t == 5) column_.fetch_gate(behind_);
+        if (t == 5) column_.fetch_z(behind_), column_.fetch_other(behind_);
     }
 
     template <Part part>
@@ -209,17 +213,20 @@ __global__ void __launch_bounds__(most_warps_of_block* warp_size, 1) scan_octets
     wait_for_predecessor();
     let_successor_begin();
     const Lane lane(static_cast<int>(threadIdx.x));
-    const int warp = static_cast<int>(threadIdx.x) / warp_size;
-    const int columns = a.channels / column_channels, warps = static_cast<int>(blockDim.x) / warp_size;
-    const int index = static_cast<int>(blockIdx.x) * (warps / a.directions) + warp / a.directions;
-    const bool real = index < a.batch * columns;
-    const int own = real ? index : 0;
-    Walk<T, Rank> walk(a, own / columns, own % columns, warp % a.directions, lane,
+    // Blocks of the fewest warps are by images, so that they need not divide, which takes long.
+    const int warp = static_cast<int>(threadIdx.x) / warp_size, warps = static_cast<int>(blockDim.x) / warp_size;
+    const int columns = a.channels / column_channels, both = a.directions - 1;
+    int image = static_cast<int>(blockIdx.y);
+    int column = static_cast<int>(blockIdx.x) * (warps >> both) + (warp >> both);
+    if (warps > warps_of_block) image = column / columns, column %= columns;
+    const bool real = image < a.batch && column < columns;
+    Walk<T, Rank> walk(a, real ? image : 0, real ? column : 0, same_for_all_lanes(warp & both), lane,
                        shared_address(shared) + warp * Column<T, Rank>::bytes);
     const int plain = real ? walk.column().plain_octets() : 0;
     const int merged = real ? walk.column().walked_octets() - plain : 0;
     if (real) walk.template begin<Part::Plain>(0);
     walk.template take<Part::Plain>(plain);
+    if (merged > 0) walk.fetch_z();
     __syncthreads();
     walk.template take<Part::Merged>(merged);
 }
@@ -271,14 +278,15 @@ __global__ void __launch_bounds__(warps_of_block* warp_size, blocks_of_multiproc
         for (int before = Chunk::first(a, chunks); before < chunk.index; ++before) walk.apply(chunk.change(a, before));
     }
     walk.template begin<part>(begin);
+    if constexpr (part == Part::Merged) walk.fetch_z();
     walk.template take<part>(end - begin);
     if (part == Part::States) walk.tell(chunk.change(a, chunk.index));
 }
 
 template <int Rank, typename Kernel, typename... Arguments>
-void start(Kernel kernel, unsigned blocks, int warps, bool early, const Scan& a, cudaStream_t stream,
+void start(Kernel kernel, dim3 blocks, int warps, bool early, const Scan& a, cudaStream_t stream,
            Arguments... arguments) {
-    if (blocks == 0) return;
+    if (blocks.x == 0) return;
     const Grid grid{blocks, static_cast<unsigned>(warps * warp_size),
                     static_cast<std::size_t>(warps * Column<__half, Rank>::bytes), 1, early};
     launch("scan_octets", kernel, grid, stream, a, arguments...);
@@ -298,11 +306,13 @@ void scan_octets(const Scan& a, const ScanForm& form, cudaStream_t stream) {
     with_rank(a, [&]<typename T, int Rank>() {
         const int chunks = form.chunks;
         if (chunks == 0) {
-            const int columns = Chunk::count(a) / a.directions, warps = std::max(warps_of_block, form.warps);
+            const int warps = std::max(warps_of_block, form.warps);
+            const dim3 by_images(blocks_for(a.channels / column_channels, warps / a.directions),
+                                 static_cast<unsigned>(a.batch));
+            const dim3 blocks = warps > warps_of_block ? dim3(blocks_for(Chunk::count(a), warps)) : by_images;
             // Set up early, blocks crowd on the multiprocessors that come free first. Where they do not fill the chip
             // some whole times that costs up to a sixth of a run; otherwise it saves less than a hundredth.
-            return start<Rank>(scan_octets_of<T, Rank>, blocks_for(columns, warps / a.directions), warps, false, a,
-                               stream);
+            return start<Rank>(scan_octets_of<T, Rank>, blocks, warps, false, a, stream);
         }
         const int all = 2 * chunks, first = Chunk::first(a, chunks);
         const auto blocks = [&](int count) { return blocks_for(Chunk::count(a) * count, warps_of_block); };
