@@ -289,7 +289,7 @@ private:
         const int warp = group_ * group_warps + warp_;
         const int quarter = warp % quarters;
         constexpr int warp_blocks = warps / quarters;  // from a warp's pair to its next
-        // Of those with the run's halo.
+        // The first of a warp's `pair`th two, of the rows with the run's halo.
         const auto row_of = [&](int pair) {
             const int block = warp / quarters + pair * warp_blocks;
             const bool may_be_last = pair == S::pairs / warp_blocks;
