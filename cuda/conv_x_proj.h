@@ -35,7 +35,8 @@ constexpr int conv_x_proj_place(int pair) {
     return pair / 8 * 32 + pair % 2 * 16 + pair % 8 / 2 * 4;
 }
 
-// What the kernel was made for: the published models' shapes. Others take the two steps one after the other.
+// What the kernel was made for: the published models' shapes. Others take the two steps one after the other. That there
+// are both directions, each with filters and a projection of its own, is for the caller to know.
 bool conv_x_proj_takes(const ConvXProj& a);
 // Which runs serve a shape best: of 4 octets, or with 80 features of 8. `alone`: nothing else runs beside the kernel.
 TokenRun conv_x_proj_run(const ConvXProj& a, const DeviceProperties& device, bool alone);

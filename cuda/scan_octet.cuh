@@ -271,7 +271,7 @@ public:
     __device__ void fetch_z(int octet) {
         z_values_ = Values::at(row_in(z_, own_token(octet), a_.z_stride));
     }
-    // The same of the other direction's y.
+    // Begins to read the other direction's y.
     __device__ void fetch_other(int octet) {
         if (a_.directions == 2) other_values_ = Values::at(row_in(other_y_, octet, octet_elements));
     }
