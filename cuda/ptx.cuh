@@ -123,6 +123,10 @@ __device__ inline void copy_async_or_clear(unsigned to, const void* from, bool t
         "l"(from), "r"(there ? 16 : 0), "r"(static_cast<int>(wanted))
         : "memory");
 }
+// The same of 4 bytes, which need not lie at a multiple of 16.
+__device__ inline void copy_four_or_clear(unsigned to, const void* from, bool there) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" : : "r"(to), "l"(from), "r"(there ? 4 : 0) : "memory");
+}
 // Ends a group of the thread's copies.
 __device__ inline void commit_copies() {
     asm volatile("cp.async.commit_group;" ::: "memory");

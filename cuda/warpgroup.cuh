@@ -45,6 +45,9 @@ constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std:
 #define VIMRT_SUMS_12 VIMRT_SUMS_10, VIMRT_SUM(10), VIMRT_SUM(11)
 #define VIMRT_SUMS_13 VIMRT_SUMS_12, VIMRT_SUM(12)
 #define VIMRT_SUMS_14 VIMRT_SUMS_13, VIMRT_SUM(13)
+#define VIMRT_SUMS_24                                                                                        \
+    VIMRT_SUMS_14, VIMRT_SUM(14), VIMRT_SUM(15), VIMRT_SUM(16), VIMRT_SUM(17), VIMRT_SUM(18), VIMRT_SUM(19), \
+        VIMRT_SUM(20), VIMRT_SUM(21), VIMRT_SUM(22), VIMRT_SUM(23)
 #define VIMRT_12 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11"
 #define VIMRT_16 VIMRT_12 ",%12,%13,%14,%15"
 #define VIMRT_20 VIMRT_16 ",%16,%17,%18,%19"
@@ -55,6 +58,10 @@ constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std:
 #define VIMRT_48 VIMRT_40 ",%40,%41,%42,%43,%44,%45,%46,%47"
 #define VIMRT_52 VIMRT_48 ",%48,%49,%50,%51"
 #define VIMRT_56 VIMRT_52 ",%52,%53,%54,%55"
+#define VIMRT_96                                                                                               \
+    VIMRT_56                                                                                                   \
+    ",%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81" \
+    ",%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
 
 // The instruction for so many columns; behind the sums' operands are those of left, right and add.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -63,8 +70,15 @@ constexpr std::int64_t piece_in_panel(std::int64_t row, std::int64_t piece, std:
                  "k16.f32." type "." type " {" sums "}, %" left_at ", %" right_at ", add, 1, 1, 0, 0;\n}"          \
                  : __VA_ARGS__                                                                                     \
                  : "l"(left), "l"(right), "r"(add))
+// Added to the sums of 192 columns, with a left side in registers.
+#define VIMRT_WIDE_PRODUCT(type)                                                                                    \
+    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %101, 0;\nwgmma.mma_async.sync.aligned.m64n192k16.f32." type \
+                 "." type " {" VIMRT_96 "}, {%96,%97,%98,%99}, %100, add, 1, 1, 0;\n}"                              \
+                 : VIMRT_SUMS_24                                                                                    \
+                 : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right), "n"(1))
 #else
 #define VIMRT_PRODUCT(...) static_cast<void>(0)
+#define VIMRT_WIDE_PRODUCT(...) static_cast<void>(0)
 #endif
 #define VIMRT_PRODUCTS(type)                                                                           \
     if constexpr (Blocks == 3) VIMRT_PRODUCT(type, "24", VIMRT_12, "12", "13", "14", VIMRT_SUMS_3);    \
@@ -91,6 +105,17 @@ __device__ void begin_product(float (&sum)[Blocks][4], std::uint64_t left, std::
     }
 }
 
+// Begins sum[j] += left right^T over a depth of 16, of 192 columns, with the left side in registers, which stay as they
+// are until it is done: of the warp's 16 rows, lanes have what they have of a in multiply_add().
+template <typename T>
+__device__ void add_wide_product(float (&sum)[24][4], const unsigned (&left)[4], std::uint64_t right) {
+    if constexpr (std::is_same_v<T, __half>) {
+        VIMRT_WIDE_PRODUCT("f16");
+    } else {
+        VIMRT_WIDE_PRODUCT("bf16");
+    }
+}
+
 #undef VIMRT_SUM
 #undef VIMRT_SUMS_3
 #undef VIMRT_SUMS_4
@@ -102,6 +127,7 @@ __device__ void begin_product(float (&sum)[Blocks][4], std::uint64_t left, std::
 #undef VIMRT_SUMS_12
 #undef VIMRT_SUMS_13
 #undef VIMRT_SUMS_14
+#undef VIMRT_SUMS_24
 #undef VIMRT_12
 #undef VIMRT_16
 #undef VIMRT_20
@@ -112,7 +138,9 @@ __device__ void begin_product(float (&sum)[Blocks][4], std::uint64_t left, std::
 #undef VIMRT_48
 #undef VIMRT_52
 #undef VIMRT_56
+#undef VIMRT_96
 #undef VIMRT_PRODUCT
+#undef VIMRT_WIDE_PRODUCT
 #undef VIMRT_PRODUCTS
 
 // The same over a depth of `Depth`.

@@ -1,5 +1,6 @@
 // Every kernel but the scan against fp64, at odd sizes too, with poisoned outputs.
 #include <algorithm>
+#include <deque>
 #include <limits>
 #include <numeric>
 #include <utility>
@@ -640,88 +641,190 @@ TEST(runs_are_those_that_were_measured) {
     CHECK((between(384, 2, 197).octets == 0));
 }
 
+// Images and what is made of their patches, on the host and on the device. A class token at the first place, in the
+// middle, or with another one at the last.
+struct PatchInputs {
+    enum class Classes { None, Middle, Ends };
+
+    // Pixels lie `offset` elements behind where an allocation begins.
+    PatchInputs(Patches sizes, Classes classes, bool bytes, std::size_t offset = 0)
+        : a(sizes),
+          grid_rows((a.height - a.patch_rows) / a.stride + 1),
+          pixels(rounded(normal(product({a.batch, a.channels, a.height, a.width}) + offset), DType::F32)),
+          first_pixel(offset),
+          photographs(bytes ? pixels.size() : 0) {
+        for (auto& value : photographs) value = static_cast<std::uint8_t>(generator()());
+        a.grid_columns = (a.width - a.patch_columns) / a.stride + 1;
+        patches = grid_rows * a.grid_columns;
+        a.tokens = patches + (classes == Classes::None ? 0 : classes == Classes::Middle ? 1 : 2);
+        const auto random = [&](int rows) { return rounded(normal(product({rows, a.d_model})), DType::F32); };
+        first = random(1), last = random(1), bias = random(1), positions = random(a.tokens);
+        for (const auto* values : {&pixels, &first, &last, &bias, &positions}) device.emplace_back(*values, DType::F32);
+        if (bytes)
+            require(cudaMemcpy(device[0].data(), photographs.data(), photographs.size(), cudaMemcpyHostToDevice));
+        a.pixels = bytes ? device[0].data() : device[0].at(offset);
+        a.pixels_dtype = bytes ? DType::U8 : DType::F32;
+        for (int i = 0; i < 3; ++i) {
+            a.mean[i] = 0.4F + 0.05F * static_cast<float>(i);
+            a.std[i] = 0.2F + 0.02F * static_cast<float>(i);
+        }
+        if (classes != Classes::None) {
+            a.first = device[1].floats();
+            a.first_at = classes == Classes::Middle ? patches / 2 : 0;
+        }
+        if (classes == Classes::Ends) a.last = device[2].floats();
+        a.bias = device[3].floats();
+        a.positions = device[4].floats();
+    }
+
+    int depth() const { return a.channels * a.patch_rows * a.patch_columns; }
+    // (batch, tokens, depth)
+    std::vector<double> rows() const {
+        std::vector<double> result(product({a.batch, a.tokens, depth()}), 0.0);
+        for (int image = 0, token = 0; image < a.batch; ++image) {
+            for (int place = 0, patch = 0; place < a.tokens; ++place, ++token) {
+                if (place == a.first_at || (a.last != nullptr && place == a.tokens - 1)) continue;
+                for (int k = 0; k < depth(); ++k) {
+                    const int area = a.patch_rows * a.patch_columns;
+                    const int channel = k / area, i = k / a.patch_columns % a.patch_rows, j = k % a.patch_columns;
+                    const int row = patch / a.grid_columns * a.stride + i;
+                    const int column = patch % a.grid_columns * a.stride + j;
+                    result[product({token, depth()}) + static_cast<std::size_t>(k)] =
+                        pixel(image, channel, row, column);
+                }
+                ++patch;
+            }
+        }
+        return result;
+    }
+    // (batch, tokens, d_model)
+    std::vector<double> start() const {
+        std::vector<double> result;
+        for (int token = 0; token < a.batch * a.tokens; ++token) {
+            const int place = token % a.tokens;
+            const bool is_last = a.last != nullptr && place == a.tokens - 1;
+            for (int d = 0; d < a.d_model; ++d) {
+                const auto at = static_cast<std::size_t>(d);
+                const double base = place == a.first_at ? first[at] : is_last ? last[at] : a.bias ? bias[at] : 0.0;
+                result.push_back(base + (a.positions ? positions[product({place, a.d_model}) + at] : 0.0));
+            }
+        }
+        return result;
+    }
+
+    Patches a;
+
+private:
+    double pixel(int image, int channel, int row, int column) const {
+        if (photographs.empty()) {
+            const auto line = static_cast<std::int64_t>(image * a.channels + channel) * a.height + row;
+            return pixels[first_pixel + product({line, a.width}) + static_cast<std::size_t>(column)];
+        }
+        const auto value = photographs[product({((image * a.height + row) * a.width + column) * 3 + channel})];
+        return (value / 255.0 - static_cast<double>(a.mean[channel])) / static_cast<double>(a.std[channel]);
+    }
+
+    int grid_rows, patches = 0;
+    std::vector<double> pixels, first, last, bias, positions;
+    std::size_t first_pixel;
+    std::vector<std::uint8_t> photographs;
+    std::deque<DeviceArray> device;
+};
+
+// Patches of 16x16 at that distance.
+Patches patches_of(int batch, int channels, int height, int width, int stride, int d_model) {
+    Patches a;
+    a.batch = batch;
+    a.channels = channels;
+    a.height = height;
+    a.width = width;
+    a.patch_rows = a.patch_columns = 16;
+    a.stride = stride;
+    a.d_model = d_model;
+    return a;
+}
+
 TEST(patches_of_floats_and_bytes) {
     for (const DType dtype : storages) {
         for (const bool bytes : {false, true}) {
             // Lines that begin at multiples of 16 bytes, and not.
             for (const auto [stride, width] : {std::array<int, 2>{16, 70}, {8, 70}, {16, 72}, {8, 72}, {10, 72}}) {
-                const int batch = 2, height = 53, patch = 16, d_model = 24;
-                const int rows = (height - patch) / stride + 1, columns = (width - patch) / stride + 1;
-                const int tokens = rows * columns + 2;
-                std::vector<double> pixels = rounded(normal(product({batch, 3, height, width})), DType::F32);
-                std::vector<std::uint8_t> photographs(pixels.size());
-                for (std::size_t i = 0; i < pixels.size(); ++i)
-                    photographs[i] = static_cast<std::uint8_t>(generator()());
-                const DeviceArray device_pixels(pixels, DType::F32);
-                if (bytes)
-                    require(cudaMemcpy(device_pixels.data(), photographs.data(), photographs.size(),
-                                       cudaMemcpyHostToDevice));
-                const auto first = rounded(normal(d_model), DType::F32), last = rounded(normal(d_model), DType::F32);
-                const auto bias = rounded(normal(d_model), DType::F32),
-                           positions = rounded(normal(product({tokens, d_model})), DType::F32);
-                const DeviceArray device_first(first, DType::F32), device_last(last, DType::F32),
-                    device_bias(bias, DType::F32), device_positions(positions, DType::F32);
-                const std::int64_t depth = 3 * patch * patch;
-                const DeviceArray patches(product({batch, tokens, depth}), dtype);
-                const DeviceArray start(product({batch, tokens, d_model}), DType::F32);
-                PatchRows a;
-                a.pixels = device_pixels.data();
-                a.pixels_dtype = bytes ? DType::U8 : DType::F32;
-                for (int i = 0; i < 3; ++i) {
-                    a.mean[i] = 0.4F + 0.05F * static_cast<float>(i);
-                    a.std[i] = 0.2F + 0.02F * static_cast<float>(i);
-                }
-                a.batch = batch;
-                a.channels = 3;
-                a.height = height;
-                a.width = width;
-                a.patch_rows = a.patch_columns = patch;
-                a.stride = stride;
-                a.grid_columns = columns;
-                a.tokens = tokens;
-                a.first_at = 0;
-                a.first = device_first.floats();
-                a.last = device_last.floats();
-                a.bias = device_bias.floats();
-                a.positions = device_positions.floats();
-                a.d_model = d_model;
-                a.rows = patches.data();
-                a.row_dtype = dtype;
-                a.start = start.floats();
-                patch_rows(a, nullptr);
+                const PatchInputs inputs(patches_of(2, 3, 53, width, stride, 24), PatchInputs::Classes::Ends, bytes);
+                const std::vector<double> expected = inputs.rows(), expected_start = inputs.start();
+                const DeviceArray rows(expected.size(), dtype), start(expected_start.size(), DType::F32);
+                patch_rows({inputs.a, rows.data(), dtype, start.floats()}, nullptr);
                 require(cudaGetLastError());
-
-                std::vector<double> expected(product({batch, tokens, depth}), 0.0);
-                std::vector<double> expected_start(product({batch, tokens, d_model}));
-                for (int token = 0; token < batch * tokens; ++token) {
-                    const int place = token % tokens;
-                    const bool is_first = place == 0, is_last = place == tokens - 1;
-                    for (int d = 0; d < d_model; ++d) {
-                        const auto at = static_cast<std::size_t>(d);
-                        expected_start[static_cast<std::size_t>(token * d_model + d)] =
-                            positions[static_cast<std::size_t>(place * d_model + d)] + (is_first  ? first[at]
-                                                                                        : is_last ? last[at]
-                                                                                                  : bias[at]);
-                    }
-                    for (int k = 0; !is_first && !is_last && k < depth; ++k) {
-                        const int channel = k / (patch * patch), i = k / patch % patch, j = k % patch;
-                        const int row = (place - 1) / columns * stride + i, column = (place - 1) % columns * stride + j;
-                        const int image = token / tokens;
-                        const double value =
-                            bytes ? (photographs[product({((image * height + row) * width + column) * 3 + channel})] /
-                                         255.0 -
-                                     static_cast<double>(a.mean[channel])) /
-                                        static_cast<double>(a.std[channel])
-                                  : pixels[static_cast<std::size_t>(((image * 3 + channel) * height + row) * width +
-                                                                    column)];
-                        expected[static_cast<std::size_t>(token * depth + k)] = value;
-                    }
-                }
-                CHECK(relative_error(patches.values(), expected) <= tolerance(dtype));
+                CHECK(relative_error(rows.values(), expected) <= tolerance(dtype));
                 CHECK(relative_error(start.values(), expected_start) <= 1e-7);
             }
         }
     }
+}
+
+void check_patch_product(const PatchInputs& inputs, DType dtype) {
+    PatchProduct a{inputs.a};
+    a.dtype = dtype;
+    CHECK(patch_product_takes(a, find_device(0)));
+    const int depth = inputs.depth(), columns = a.d_model;
+    const std::vector<double> weight = rounded(normal(product({columns, depth}), 0.05), dtype);
+    std::vector<double> placed(weight.size(), std::numeric_limits<double>::quiet_NaN());
+    for (int row = 0; row < columns; ++row) {
+        for (int column = 0; column < depth; ++column)
+            placed[static_cast<std::size_t>(patch_product_place(row, column, depth))] =
+                weight[product({row, depth}) + static_cast<std::size_t>(column)];
+    }
+    const DeviceArray device_weight(placed, dtype);
+    std::vector<double> expected = inputs.start();
+    const std::vector<double> rows = rounded(inputs.rows(), dtype);
+    for (std::size_t row = 0; row < expected.size() / static_cast<std::size_t>(columns); ++row) {
+        for (std::size_t d = 0; d < static_cast<std::size_t>(columns); ++d) {
+            const auto* left = rows.data() + row * static_cast<std::size_t>(depth);
+            const auto* right = weight.data() + d * static_cast<std::size_t>(depth);
+            expected[row * static_cast<std::size_t>(columns) + d] += std::inner_product(left, left + depth, right, 0.0);
+        }
+    }
+    const DeviceArray out(expected.size(), DType::F32);
+    a.weight = device_weight.data();
+    a.out = out.floats();
+    patch_product(a, nullptr);
+    require(cudaGetLastError());
+    CHECK(relative_error(out.values(), expected) <= 3e-6);
+}
+
+TEST(patches_times_the_weight) {
+    const DeviceProperties device = find_device(0);
+    if (!device.warpgroup_products) return;
+    using Classes = PatchInputs::Classes;
+    for (const DType dtype : {DType::F16, DType::BF16}) {
+        // One token; 64, that is, one block; 63 and 65 of three images; lines at multiples of 16 bytes and not.
+        check_patch_product({patches_of(1, 3, 16, 16, 16, 192), Classes::None, false}, dtype);
+        check_patch_product({patches_of(1, 3, 128, 128, 16, 192), Classes::None, false}, dtype);
+        check_patch_product({patches_of(3, 3, 48, 112, 16, 192), Classes::None, false}, dtype);
+        check_patch_product({patches_of(13, 3, 32, 32, 16, 384), Classes::Middle, false}, dtype);
+        check_patch_product({patches_of(2, 3, 224, 224, 16, 192), Classes::Middle, false}, dtype);
+        check_patch_product({patches_of(1, 3, 53, 70, 8, 384), Classes::Ends, false}, dtype);
+        check_patch_product({patches_of(2, 3, 53, 72, 10, 192), Classes::Ends, false}, dtype);
+        check_patch_product({patches_of(2, 3, 53, 72, 8, 192), Classes::Ends, false, 1}, dtype);
+        check_patch_product({patches_of(2, 3, 37, 72, 4, 768), Classes::Middle, false}, dtype);
+        // Fewer panels of the weight than there are slots cannot be: a channel has eight.
+        check_patch_product({patches_of(3, 1, 64, 80, 16, 192), Classes::Middle, false}, dtype);
+        check_patch_product({patches_of(2, 5, 64, 48, 16, 192), Classes::Ends, false}, dtype);
+        PatchInputs bare(patches_of(3, 3, 48, 64, 16, 192), Classes::Middle, false);
+        bare.a.bias = bare.a.positions = nullptr;
+        check_patch_product(bare, dtype);
+    }
+    PatchProduct a{patches_of(1, 3, 224, 224, 16, 192)};
+    CHECK(patch_product_takes(a, device));
+    const auto refuses = [&](auto change) {
+        PatchProduct other = a;
+        change(other);
+        return !patch_product_takes(other, device);
+    };
+    CHECK(refuses([](auto& b) { b.dtype = DType::F32; }));
+    CHECK(refuses([](auto& b) { b.pixels_dtype = DType::U8; }));
+    CHECK(refuses([](auto& b) { b.patch_rows = 8; }));
+    CHECK(refuses([](auto& b) { b.patch_columns = 32; }));
+    CHECK(refuses([](auto& b) { b.d_model = 128; }));
 }
 
 TEST(insert_tokens_at_any_place) {
