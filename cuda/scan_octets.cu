@@ -1,6 +1,7 @@
 // The scan by octets (scan_octet.cuh), in 16-bit storage and ScanOrder::Octets: a warp takes a column of 16 channels of
 // one direction through octet after octet. What an octet needs besides its states is done between the tokens of the one
-// before it. A column's two directions are neighbours in a block, whose warps meet once, half-way.
+// before it. A column's two directions are neighbours in a block, whose warps meet once, half-way. Where the last octet
+// has few tokens, steps that are none are left out: one direction's walk begins with them, the other's ends.
 //
 // Where columns do not fill the chip, each half of their walks is cut into chunks. A first kernel takes every chunk
 // from states of zero; the chunks of the first half, then those of the second, begin with the states that follow from
@@ -18,9 +19,20 @@ namespace {
 constexpr int warps_of_block = 2;            // at least
 constexpr int most_warps_of_block = 16;      // of whole walks
 constexpr int blocks_of_multiprocessor = 8;  // by the registers that leaves a thread, of chunks
+constexpr int missing_steps = 3;             // of the last octet, left out where none of them is a token
 // Of a lane's eight exponentials of a token, those that the multipliers compute, as was measured (docs/performance.md).
 constexpr int polynomials(int rank) {
     return rank == 32 ? 0 : 1;
+}
+
+// How the compiler orders loops changes with what is around them, and so do their times, by a hundredth or two. Hence,
+// as was measured (docs/performance.md): whether missing steps are left out,
+constexpr bool leaves_out_missing(int rank) {
+    return rank < 48;
+}
+// and whether the other direction's y is asked for at once behind the meeting, or where it is about to be merged.
+constexpr bool asks_at_once(int rank) {
+    return rank == 16;
 }
 
 // What a chunk does to states: what it adds to them, from zero, and for how long those before it decay, by channel.
@@ -48,27 +60,36 @@ public:
         at_ = column_.octet_at(step);
         behind_ = column_.octet_behind(at_);
         column_.fetch(at_);
-        Octet octet;
-#pragma unroll
-        for (int t = 0; t < 4; ++t) prepare_part(t, column_.buffer(0), octet);
-        take_over<part>(octet);
-        column_.fetch(behind_);
-        __syncwarp();
-        column_.take_steps(column_.buffer(0), 0, delta_);
-        find_decays(0, decay_);
+        enter<part>();
     }
 
     // Begins to read z of the octet at hand, before others are merged: z does not depend on the other direction.
-    __device__ void fetch_z() {
-        column_.fetch_z(at_);
+    __device__ void fetch_z() { column_.fetch_z(at_); }
+    // And the other direction's y, behind the meeting.
+    __device__ void fetch_other() {
+        if constexpr (asks_at_once(Rank)) column_.fetch_other(at_);
     }
-    // Takes so many octets; to merge them, behind fetch_z().
+    // Takes so many octets; to merge them, behind fetch_z() and fetch_other().
     template <Part part>
     __device__ void take(int count) {
         if (count <= 0) return;
-        if constexpr (part == Part::Merged) column_.fetch_other(at_);
+        if constexpr (part == Part::Merged && !asks_at_once(Rank)) column_.fetch_other(at_);
 #pragma unroll 1
         for (; count > 0; --count) take_octet<part>();
+    }
+
+    // Takes the walk's first octet, none of whose first steps is a token.
+    __device__ void take_first() {
+        take_short<Part::Plain, missing_steps, octet_tokens>();
+        turn_ = steps_bytes - turn_;
+        at_ = behind_;
+        behind_ = column_.octet_behind(behind_);
+        enter<Part::Plain>();
+    }
+    // Takes the walk's last octet, none of whose last steps is a token. `only`: take() had none to merge.
+    __device__ void take_last(bool only) {
+        if (only && !asks_at_once(Rank)) column_.fetch_other(at_);
+        take_short<Part::Merged, 0, octet_tokens - missing_steps>();
     }
 
     // Tells what the octets taken do to states, which began as zero.
@@ -90,6 +111,47 @@ public:
     }
 
 private:
+    // Makes ready the octet that was fetched, and begins to read the next one.
+    template <Part part>
+    __device__ void enter() {
+        const unsigned here = column_.buffer(0) + turn_;
+        Octet octet;
+#pragma unroll
+        for (int t = 0; t < 4; ++t) prepare_part(t, here, octet);
+        take_over<part>(octet);
+        column_.fetch(behind_);
+        __syncwarp();
+        column_.take_steps(here, 0, delta_);
+        find_decays(0, decay_);
+    }
+    // Takes of an octet the steps from First to Last alone: those before are the walk's first, and those behind its
+    // last.
+    template <Part part, int First, int Last>
+    __device__ void take_short() {
+        float gate[2][2], sum[2][2] = {};
+        float added[2][2][4];
+#pragma unroll
+        for (int t = First; t < Last; ++t) {
+            if (t == half_steps) column_.take_steps(column_.buffer(0) + turn_, 1, delta_);
+            if (t > First) find_decays(t % half_steps, decay_);
+            if (t % 2 == 0 || t == First) {
+                const bool own = lane_.q == t / 2;
+                const unsigned in[2] = {own ? in_.word(0) : 0, own ? in_.word(1) : 0};
+#pragma unroll
+                for (int i = 0; i < 2; ++i) find_added<T>(added[i], drive_[i], in);
+            }
+            for_each_state([&](int i, int n) {
+                state_[i][n] = fmaf(decay_[i][n], state_[i][n], added[i][n / 2][t % 2 * 2 + n % 2]);
+            });
+            column_.read(t, state_, out_, sum);
+        }
+        if constexpr (part == Part::Merged) {
+#pragma unroll
+            for (int t = 0; t <= half_steps; ++t) gate_part(t, gate);
+        }
+        store<part>(sum, gate);
+        __syncwarp();
+    }
     template <Part part>
     __device__ void take_octet() {
         const unsigned here = column_.buffer(0) + turn_;
@@ -222,13 +284,23 @@ __global__ void __launch_bounds__(most_warps_of_block* warp_size, 1) scan_octets
     const bool real = image < a.batch && column < columns;
     Walk<T, Rank> walk(a, real ? image : 0, real ? column : 0, same_for_all_lanes(warp & both), lane,
                        shared_address(shared) + warp * Column<T, Rank>::bytes);
-    const int plain = real ? walk.column().plain_octets() : 0;
+    const bool backward = same_for_all_lanes(warp & both) != 0;
+    const bool short_end = leaves_out_missing(Rank) && (a.tokens - 1) % octet_tokens + missing_steps < octet_tokens;
+    int plain = real ? walk.column().plain_octets() : 0;
+    // Who comes to the short end last has less to do behind the meeting, and merges the octet in the middle.
+    if (real && both != 0 && short_end && a.wanted < 0) plain = (walk.column().octets() + backward) / 2;
     const int merged = real ? walk.column().walked_octets() - plain : 0;
     if (real) walk.template begin<Part::Plain>(0);
-    walk.template take<Part::Plain>(plain);
+    int first = short_end && backward && plain > 0, last = short_end && !backward && merged > 0;
+    if constexpr (leaves_out_missing(Rank) && !asks_at_once(Rank))
+        first = static_cast<int>(kept(first)), last = static_cast<int>(kept(last));
+    if (first) walk.take_first();
+    walk.template take<Part::Plain>(plain - first);
     if (merged > 0) walk.fetch_z();
     __syncthreads();
-    walk.template take<Part::Merged>(merged);
+    if (merged > 0) walk.fetch_other();
+    walk.template take<Part::Merged>(merged - last);
+    if (last) walk.take_last(merged == 1);
 }
 
 // A chunk of a column's direction: `chunks` of each half of the walk.
@@ -278,7 +350,7 @@ __global__ void __launch_bounds__(warps_of_block* warp_size, blocks_of_multiproc
         for (int before = Chunk::first(a, chunks); before < chunk.index; ++before) walk.apply(chunk.change(a, before));
     }
     walk.template begin<part>(begin);
-    if constexpr (part == Part::Merged) walk.fetch_z();
+    if constexpr (part == Part::Merged) walk.fetch_z(), walk.fetch_other();
     walk.template take<part>(end - begin);
     if (part == Part::States) walk.tell(chunk.change(a, chunk.index));
 }
