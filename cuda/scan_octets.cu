@@ -134,16 +134,8 @@ private:
         for (int t = First; t < Last; ++t) {
             if (t == half_steps) column_.take_steps(column_.buffer(0) + turn_, 1, delta_);
             if (t > First) find_decays(t % half_steps, decay_);
-            if (t % 2 == 0 || t == First) {
-                const bool own = lane_.q == t / 2;
-                const unsigned in[2] = {own ? in_.word(0) : 0, own ? in_.word(1) : 0};
-#pragma unroll
-                for (int i = 0; i < 2; ++i) find_added<T>(added[i], drive_[i], in);
-            }
-            for_each_state([&](int i, int n) {
-                state_[i][n] = fmaf(decay_[i][n], state_[i][n], added[i][n / 2][t % 2 * 2 + n % 2]);
-            });
-            column_.read(t, state_, out_, sum);
+            if (t % 2 == 0 || t == First) add_pair(t / 2, added);
+            take_step<part>(t, decay_, added, sum);
         }
         if constexpr (part == Part::Merged) {
 #pragma unroll
@@ -168,16 +160,8 @@ private:
             if (t % half_steps == half_steps - 1)
                 column_.take_steps(t + 1 == octet_tokens ? there : here, (t + 1) / half_steps % 2, delta_);
             find_decays((t + 1) % half_steps, decay[(t + 1) % 2]);
-            if (t % 2 == 0) {
-                const bool own = lane_.q == t / 2;
-                const unsigned in[2] = {own ? in_.word(0) : 0, own ? in_.word(1) : 0};
-#pragma unroll
-                for (int i = 0; i < 2; ++i) find_added<T>(added[i], drive_[i], in);
-            }
-            for_each_state([&](int i, int n) {
-                state_[i][n] = fmaf(decay[t % 2][i][n], state_[i][n], added[i][n / 2][t % 2 * 2 + n % 2]);
-            });
-            if constexpr (part != Part::States) column_.read(t, state_, out_, sum);
+            if (t % 2 == 0) add_pair(t / 2, added);
+            take_step<part>(t, decay[t % 2], added, sum);
             prepare_part(t, there, next);
             if constexpr (part == Part::Merged) gate_part(t, gate);
             if (t == 4) {
@@ -197,6 +181,20 @@ private:
         behind_ = column_.octet_behind(behind_);
     }
 
+    // What a pair of steps adds to states, by rows.
+    __device__ void add_pair(int pair, float (&added)[2][2][4]) const {
+        const bool own = lane_.q == pair;
+        const unsigned in[2] = {own ? in_.word(0) : 0, own ? in_.word(1) : 0};
+#pragma unroll
+        for (int i = 0; i < 2; ++i) find_added<T>(added[i], drive_[i], in);
+    }
+    // States behind step t, with what its pair adds, and what C reads of them.
+    template <Part part>
+    __device__ void take_step(int t, const States& decay, const float (&added)[2][2][4], float (&sum)[2][2]) {
+        for_each_state(
+            [&](int i, int n) { state_[i][n] = fmaf(decay[i][n], state_[i][n], added[i][n / 2][t % 2 * 2 + n % 2]); });
+        if constexpr (part != Part::States) column_.read(t, state_, out_, sum);
+    }
     // exp2(Delta A log2(e)) of the `t`th token of half an octet.
     __device__ void find_decays(int t, States& decay) const {
         for_each_state([&](int i, int n) {

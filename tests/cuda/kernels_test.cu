@@ -641,8 +641,8 @@ TEST(runs_are_those_that_were_measured) {
     CHECK((between(384, 2, 197).octets == 0));
 }
 
-// Images and what is made of their patches, on the host and on the device. A class token at the first place, in the
-// middle, or with another one at the last.
+// Images and what is made of their patches, on the host and on the device. Class tokens: none, one in the middle, or
+// one at either end.
 struct PatchInputs {
     enum class Classes { None, Middle, Ends };
 
@@ -796,7 +796,7 @@ TEST(patches_times_the_weight) {
     if (!device.warpgroup_products) return;
     using Classes = PatchInputs::Classes;
     for (const DType dtype : {DType::F16, DType::BF16}) {
-        // One token; 64, that is, one block; 63 and 65 of three images; lines at multiples of 16 bytes and not.
+        // One token; 64, that is, one block; 63 and 65 of several images; lines at multiples of 16 bytes and not.
         check_patch_product({patches_of(1, 3, 16, 16, 16, 192), Classes::None, false}, dtype);
         check_patch_product({patches_of(1, 3, 128, 128, 16, 192), Classes::None, false}, dtype);
         check_patch_product({patches_of(3, 3, 48, 112, 16, 192), Classes::None, false}, dtype);
